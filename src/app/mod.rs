@@ -23,6 +23,7 @@ pub mod snapshots;
 pub mod tasks;
 pub mod tickets;
 
+mod common;
 mod file_cache;
 mod opened;
 mod start;

@@ -9,15 +9,16 @@ use tokio_util::sync::CancellationToken;
 use crate::app::admission::Admission;
 use crate::app::audit::{self, AuditTrail};
 use crate::app::changeable::Changeable;
+use crate::app::common::Common;
 use crate::app::compare::Comparisons;
 use crate::app::confinement::Confinement;
 use crate::app::database::Database;
 use crate::app::export::{Checksums, Exports};
 use crate::app::files::FileOpener;
 use crate::app::hooks::{HookRunner, PendingHooks};
-use crate::app::inventory::Inventory;
+use crate::app::inventory::{Inventory, Repositories};
 use crate::app::notifications::Notifications;
-use crate::app::ops::{Conditions, Ops, Warnings, log_audit_head, start_faults};
+use crate::app::ops::{Conditions, Observed, Ops, Warnings, log_audit_head, start_faults};
 use crate::app::retention::Retention;
 use crate::app::session::{ManagerAddress, Sessions};
 use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
@@ -29,6 +30,7 @@ use crate::config::{self, Compare, Config, ConfigError, Export, Fault, Login, Po
 use crate::hooks::{Hooks, Launcher};
 use crate::metrics::Metrics;
 use crate::model::AccessRules;
+use crate::store::Store;
 use crate::sys::host;
 
 /// The service without its network side.
@@ -98,91 +100,87 @@ impl App {
         let hooks = Hooks::new(config.hooks.clone());
         let hooks = hooks.map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?.with_launcher(launcher);
 
-        let (tasks, trail, gone) = (Tasks::new(), Arc::new(AuditTrail::default()), Arc::new(Notify::new()));
-        let (s, t) = (|| store.clone(), || tasks.clone());
-        let inventory = Arc::new(Inventory::new(repositories, s(), t()));
-        let notifications = Notifications::new(&config.notifications, s(), Arc::clone(&metrics), t());
-        let notifications = notifications.map_err(|error| ConfigError::new(format!("notifications: {error}")))?;
-        let notifications = Arc::new(notifications);
-        let grace = config.policy.superseded_grace;
-        let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, Arc::clone(&trail), t()));
         let export = Changeable::new(config.export);
-        let admission = Arc::new(Admission::new(config, export.clone(), &inventory, s(), t()));
-        let (manager, records) = ((authenticator, address), (Arc::clone(&metrics), Arc::clone(&trail)));
-        let sessions = Sessions::new(manager, Arc::clone(&admission), (&key, config), s(), records, t());
-        let sessions = Arc::new(sessions?);
-        let files = FileOpener::new(Arc::clone(&inventory), Arc::clone(&retention), s(), Arc::clone(&gone), t());
-        let (files, locks) = (Arc::new(files), Arc::clone(&admission.vm_locks));
-        let told = (Arc::clone(&inventory), Arc::clone(&notifications));
-        let pending = PendingHooks::new(hooks, s(), Arc::clone(&locks), told, Arc::clone(&metrics));
-        let pending = Arc::new(pending);
-        let hooks = HookRunner::new(Arc::clone(&pending), Arc::clone(&inventory), Arc::clone(&metrics), t());
-        let catalog = (Arc::clone(&inventory), Arc::clone(&retention));
-        let (i, r) = catalog.clone();
-        let comparisons = Comparisons::new(i, r, Arc::clone(&files), s(), config.compare, Arc::clone(&metrics), t());
-        let comparisons = Arc::new(comparisons);
-        let (i, r) = catalog.clone();
-        let documents = Documents::new(i, r, Arc::clone(&comparisons), s(), t());
-        let (i, a) = (Arc::clone(&inventory), Arc::clone(&admission));
-        let tickets = Arc::new(Tickets::new(i, (Arc::clone(&sessions), a), s(), t()));
-        let admitted = (Arc::clone(&admission), Arc::clone(&inventory));
-        let of = (Arc::clone(&sessions), Arc::clone(&tickets));
-        let exports = Exports::new(admitted, of, Arc::clone(&trail), Arc::clone(&metrics), export, t());
-        let checksums = Checksums::new(Arc::clone(&files), s(), t());
-        let (i, c, n) = (Arc::clone(&inventory), Arc::clone(&comparisons), Arc::clone(&notifications));
-        let removals = Arc::new(Removals::new(i, c, n, s()));
-        let recovery = Arc::new(Recovery::new(Arc::clone(&removals), Arc::clone(&locks), s(), t()));
+        let common = Self::wire_common(config, export.clone(), metrics, store, repositories)?;
         let exporter = host::service_id(&config.db_file);
-        let (i, f) = (Arc::clone(&inventory), Arc::clone(&files));
-        let locked = (Arc::clone(&removals), Arc::clone(&locks));
-        let reconciler = Arc::new(Reconciler::new((i, f), locked, s(), exporter.clone(), gone, t()));
-        let (i, f) = (Arc::clone(&inventory), Arc::clone(&files));
-        let adopter = Arc::new(Adopter::new((i, f), (locks, Arc::clone(&reconciler)), s(), exporter.clone(), t()));
-        let (a, m) = (Arc::clone(&admission), Arc::clone(&metrics));
-        let of = (Arc::clone(&inventory), Arc::clone(&adopter));
-        let database = Database::new(of, a, s(), m, config.db_rebuild, t());
-        let database = Arc::new(database);
-        let warnings = Arc::new(Warnings::new(config, Arc::clone(&metrics)));
-        let watched = (Arc::clone(&inventory), Arc::clone(&database), Arc::clone(&warnings));
-        let policy = admission.policy.limits.clone();
-        let conditions = Arc::new(Conditions::new(watched, Arc::clone(&notifications), policy, s(), t()));
-        let ops = Ops::new(
-            (Arc::clone(&inventory), Arc::clone(&retention), Arc::clone(&files)),
-            (Arc::clone(&admission), pending),
-            (Arc::clone(&recovery), Arc::clone(&reconciler)),
-            (Arc::clone(&database), Arc::clone(&sessions)),
-            (confinement, Arc::clone(&warnings), Arc::clone(&notifications)),
-            (Arc::clone(&metrics), s()),
-            t(),
-        );
-        let snapshots = Snapshots {
-            inventory: Arc::clone(&inventory),
-            admission,
-            retention: Arc::clone(&retention),
-            hooks: Arc::new(hooks),
-            removals,
-            reconciler,
-            store: s(),
-            trail: Arc::clone(&trail),
-            notifications: Arc::clone(&notifications),
-            metrics: Arc::clone(&metrics),
-            exporter,
-            tasks: t(),
+        // Tells the reconciler that files have disappeared.
+        let gone = Arc::new(Notify::new());
+
+        let sessions = Arc::new(Sessions::new(&common, authenticator, address, &key, config)?);
+        let tickets = Arc::new(Tickets::new(&common, Arc::clone(&sessions)));
+        let exports = Exports::new(&common, Arc::clone(&sessions), Arc::clone(&tickets), export);
+        let files = Arc::new(FileOpener::new(&common, Arc::clone(&gone)));
+        let pending = Arc::new(PendingHooks::new(&common, hooks));
+        let hooks = Arc::new(HookRunner::new(&common, Arc::clone(&pending)));
+        let comparisons = Arc::new(Comparisons::new(&common, Arc::clone(&files), config.compare));
+        let removals = Arc::new(Removals::new(&common, Arc::clone(&comparisons)));
+        let recovery = Arc::new(Recovery::new(&common, Arc::clone(&removals)));
+        let reconciler = Reconciler::new(&common, Arc::clone(&files), Arc::clone(&removals), exporter.clone(), gone);
+        let reconciler = Arc::new(reconciler);
+        let adopter = Adopter::new(&common, Arc::clone(&files), Arc::clone(&reconciler), exporter.clone());
+        let adopter = Arc::new(adopter);
+        let database = Arc::new(Database::new(&common, Arc::clone(&adopter), config.db_rebuild));
+        let warnings = Arc::new(Warnings::new(config, Arc::clone(&common.metrics)));
+        let conditions = Conditions::new(&common, Arc::clone(&database), Arc::clone(&warnings));
+        let observed = Observed {
+            hooks: pending,
+            recovery: Arc::clone(&recovery),
+            reconciler: Arc::clone(&reconciler),
+            database: Arc::clone(&database),
+            sessions: Arc::clone(&sessions),
+            confinement,
+            warnings: Arc::clone(&warnings),
+        };
+        let operator = Operator {
+            ops: Arc::new(Ops::new(&common, observed, Arc::clone(&files))),
+            adopter,
+            database,
+            warnings,
+            notifications: Arc::clone(&common.notifications),
+            conditions: Arc::new(conditions),
+            recovery,
         };
         Ok(Self {
-            metrics,
-            trail,
+            checksums: Arc::new(Checksums::new(&common, Arc::clone(&files))),
+            documents: Arc::new(Documents::new(&common, Arc::clone(&comparisons))),
+            snapshots: Arc::new(Snapshots::new(&common, hooks, removals, reconciler, exporter)),
+            exports: Arc::new(exports),
             sessions,
-            inventory,
-            retention,
             files,
             comparisons,
-            exports: Arc::new(exports),
-            checksums: Arc::new(checksums),
-            snapshots: Arc::new(snapshots),
-            documents: Arc::new(documents),
             tickets,
-            operator: Operator { ops: Arc::new(ops), adopter, database, warnings, notifications, conditions, recovery },
+            operator,
+            inventory: common.inventory,
+            retention: common.retention,
+            metrics: common.metrics,
+            trail: common.trail,
+        })
+    }
+
+    fn wire_common(
+        config: &Config,
+        export: Changeable<Export>,
+        metrics: Arc<Metrics>,
+        store: Store,
+        repositories: Repositories,
+    ) -> anyhow::Result<Common> {
+        let (tasks, trail) = (Tasks::new(), Arc::new(AuditTrail::default()));
+        let inventory = Arc::new(Inventory::new(repositories, store.clone(), tasks.clone()));
+        let notifications =
+            Notifications::new(&config.notifications, store.clone(), Arc::clone(&metrics), tasks.clone());
+        let notifications = notifications.map_err(|error| ConfigError::new(format!("notifications: {error}")))?;
+        let grace = config.policy.superseded_grace;
+        let retention = Retention::new(Arc::clone(&inventory), store.clone(), grace, Arc::clone(&trail), tasks.clone());
+        let admission = Admission::new(config, export, &inventory, store.clone(), tasks.clone());
+        Ok(Common {
+            retention: Arc::new(retention),
+            admission: Arc::new(admission),
+            notifications: Arc::new(notifications),
+            inventory,
+            trail,
+            metrics,
+            store,
+            tasks,
         })
     }
 

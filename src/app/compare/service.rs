@@ -13,6 +13,7 @@ use super::refined_cache::RefinedCache;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
 use crate::app::changeable::Changeable;
+use crate::app::common::Common;
 use crate::app::files::{FileOpener, temporary};
 use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
@@ -45,15 +46,8 @@ impl Service for Comparisons {
 }
 
 impl Comparisons {
-    pub(crate) fn new(
-        inventory: Arc<Inventory>,
-        retention: Arc<Retention>,
-        files: Arc<FileOpener>,
-        store: Store,
-        config: config::Compare,
-        metrics: Arc<Metrics>,
-        tasks: Tasks,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, files: Arc<FileOpener>, config: config::Compare) -> Self {
+        let Common { inventory, retention, metrics, store, tasks, .. } = common.clone();
         let (config, refined_cache) = (Changeable::new(config), RefinedCache::default());
         Self { inventory, retention, files, store, config, refined_cache, metrics, tasks }
     }

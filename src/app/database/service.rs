@@ -13,6 +13,7 @@ use crate::api;
 use crate::app::Error;
 use crate::app::admission::Admission;
 use crate::app::audit::Actor;
+use crate::app::common::Common;
 use crate::app::error::Refusal;
 use crate::app::inventory::{Inventory, Unsearched};
 use crate::app::snapshots::Adopter;
@@ -108,14 +109,8 @@ impl Service for Database {
 
 impl Database {
     /// The store has just been opened, and its pages were checked with that.
-    pub(crate) fn new(
-        (inventory, adopter): (Arc<Inventory>, Arc<Adopter>),
-        admission: Arc<Admission>,
-        store: Store,
-        metrics: Arc<Metrics>,
-        may_rebuild: bool,
-        tasks: Tasks,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, adopter: Arc<Adopter>, may_rebuild: bool) -> Self {
+        let Common { inventory, admission, metrics, store, tasks, .. } = common.clone();
         let last = Mutex::new(Check::now(&metrics, found(store.unreadable()), false));
         let (restart, stopping) = (CancellationToken::new(), CancellationToken::new());
         let (copies, retry) = (Arc::new(Semaphore::new(COPIES)), tokio::sync::Mutex::new(Retry::new()));

@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use super::pieces::Part;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
+use crate::app::common::Common;
 use crate::app::compare::DiskRef;
 use crate::app::files::{FileOpener, OpenDisk, lost};
 use crate::app::retention::InUse;
@@ -89,7 +90,8 @@ impl Service for Checksums {
 }
 
 impl Checksums {
-    pub(crate) fn new(files: Arc<FileOpener>, store: Store, tasks: Tasks) -> Self {
+    pub(crate) fn new(common: &Common, files: Arc<FileOpener>) -> Self {
+        let Common { store, tasks, .. } = common.clone();
         Self { files, store, cache: ChecksumCache::default(), tasks }
     }
 

@@ -15,6 +15,7 @@ use crate::app::Error;
 use crate::app::admission::{Admission, Export, ExportClient, ExportDetails, ExportPermit};
 use crate::app::audit::{Actor, AuditTrail, Outcome, ROUND_OF_LINES};
 use crate::app::changeable::Changeable;
+use crate::app::common::Common;
 use crate::app::files::{OpenDisk, lost};
 use crate::app::inventory::Inventory;
 use crate::app::session::Sessions;
@@ -51,13 +52,12 @@ impl Service for Exports {
 
 impl Exports {
     pub(crate) fn new(
-        (admission, inventory): (Arc<Admission>, Arc<Inventory>),
-        (sessions, tickets): (Arc<Sessions>, Arc<Tickets>),
-        trail: Arc<AuditTrail>,
-        metrics: Arc<Metrics>,
+        common: &Common,
+        sessions: Arc<Sessions>,
+        tickets: Arc<Tickets>,
         config: Changeable<config::Export>,
-        tasks: Tasks,
     ) -> Self {
+        let Common { inventory, admission, trail, metrics, tasks, .. } = common.clone();
         let changed_access = RwLock::default();
         Self { admission, trail, metrics, config, inventory, sessions, tickets, changed_access, tasks }
     }

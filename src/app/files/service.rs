@@ -8,6 +8,7 @@ use super::content_proof::ContentProofs;
 use super::errors::lost;
 use super::open_disk::{OpenDisk, version};
 use crate::app::Error;
+use crate::app::common::Common;
 use crate::app::inventory::Inventory;
 use crate::app::retention::Retention;
 use crate::app::tasks::{Service, Tasks, is_own_thread};
@@ -36,13 +37,8 @@ impl Service for FileOpener {
 }
 
 impl FileOpener {
-    pub(crate) fn new(
-        inventory: Arc<Inventory>,
-        retention: Arc<Retention>,
-        store: Store,
-        gone: Arc<Notify>,
-        tasks: Tasks,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, gone: Arc<Notify>) -> Self {
+        let Common { inventory, retention, store, tasks, .. } = common.clone();
         let proofs = ContentProofs::new(Arc::clone(&inventory), store.clone());
         Self { inventory, retention, store, proofs, gone, tasks }
     }

@@ -17,6 +17,7 @@ use super::threads::{Calls, Writes};
 use super::unwritten::Unwritten;
 use crate::app::Error;
 use crate::app::admission::{LockMode, VmGuard, VmLocks};
+use crate::app::common::Common;
 use crate::app::inventory::Inventory;
 use crate::app::notifications::{Event, Notifications};
 use crate::app::tasks::rounds;
@@ -77,13 +78,9 @@ pub(crate) struct PendingHooks {
 }
 
 impl PendingHooks {
-    pub(crate) fn new(
-        hooks: Hooks,
-        store: Store,
-        vm_locks: Arc<VmLocks>,
-        (inventory, notifications): (Arc<Inventory>, Arc<Notifications>),
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, hooks: Hooks) -> Self {
+        let Common { inventory, admission, notifications, metrics, store, .. } = common.clone();
+        let vm_locks = Arc::clone(&admission.vm_locks);
         let (hooks, unwritten, active) = (Arc::new(hooks), Unwritten::default(), TaskTracker::new());
         Self { hooks, store, unwritten, active, vm_locks, inventory, notifications, metrics }
     }

@@ -12,6 +12,7 @@ use tracing::Instrument;
 use super::pending::PendingHooks;
 use super::report::HookReport;
 use crate::app::Error;
+use crate::app::common::Common;
 use crate::app::inventory::Inventory;
 use crate::app::notifications;
 use crate::app::tasks::{Service, Tasks};
@@ -67,12 +68,8 @@ impl Service for HookRunner {
 }
 
 impl HookRunner {
-    pub(crate) fn new(
-        pending: Arc<PendingHooks>,
-        inventory: Arc<Inventory>,
-        metrics: Arc<Metrics>,
-        tasks: Tasks,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, pending: Arc<PendingHooks>) -> Self {
+        let Common { inventory, metrics, tasks, .. } = common.clone();
         Self { hooks: Arc::clone(&pending.hooks), pending, inventory, metrics, tasks }
     }
 

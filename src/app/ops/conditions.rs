@@ -13,6 +13,7 @@ use super::warnings::{Warnings, remaining_days};
 use crate::api;
 use crate::app::Error;
 use crate::app::changeable::Changeable;
+use crate::app::common::Common;
 use crate::app::database::Database;
 use crate::app::inventory::{Inventory, RepositoryState};
 use crate::app::notifications::{Event, Notifications};
@@ -49,13 +50,9 @@ impl Service for Conditions {
 }
 
 impl Conditions {
-    pub(crate) fn new(
-        (inventory, database, warnings): (Arc<Inventory>, Arc<Database>, Arc<Warnings>),
-        notifications: Arc<Notifications>,
-        policy: Changeable<Policy>,
-        store: Store,
-        tasks: Tasks,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, database: Arc<Database>, warnings: Arc<Warnings>) -> Self {
+        let Common { inventory, admission, notifications, store, tasks, .. } = common.clone();
+        let policy = admission.policy.limits.clone();
         let (reported, soon) = (Mutex::default(), Notify::new());
         Self { inventory, database, warnings, notifications, policy, store, reported, soon, tasks }
     }

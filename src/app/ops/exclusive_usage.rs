@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, CostRequest};
+use crate::app::common::Common;
 use crate::app::files::FileOpener;
 use crate::app::inventory::{Inventory, View};
 use crate::app::retention::Retention;
@@ -38,12 +39,12 @@ struct UsageTotals {
 
 /// Calculates the cost of snapshots.
 pub(super) struct ExclusiveUsage {
-    pub inventory: Arc<Inventory>,
-    pub retention: Arc<Retention>,
-    pub files: Arc<FileOpener>,
-    pub store: Store,
-    pub admission: Arc<Admission>,
-    pub tasks: Tasks,
+    inventory: Arc<Inventory>,
+    retention: Arc<Retention>,
+    files: Arc<FileOpener>,
+    store: Store,
+    admission: Arc<Admission>,
+    tasks: Tasks,
 }
 
 impl Service for ExclusiveUsage {
@@ -53,6 +54,11 @@ impl Service for ExclusiveUsage {
 }
 
 impl ExclusiveUsage {
+    pub(super) fn new(common: &Common, files: Arc<FileOpener>) -> Self {
+        let Common { inventory, retention, admission, store, tasks, .. } = common.clone();
+        Self { inventory, retention, files, store, admission, tasks }
+    }
+
     /// The cost of all snapshots that the user may read, or of those of the VM `vm_ref`, oldest first within a VM. This reads all maps, so
     /// only one request runs at a time, and it stops when its client disconnects.
     ///

@@ -53,14 +53,14 @@ impl Ops {
         let repositories = repositories.collect();
         let now = jiff::Timestamp::now();
         let created = snapshots.iter().map(|snapshot| snapshot.created_at.as_second());
-        let (sessions, confinement) = (self.sessions.counts()?, self.confinement.describe());
+        let (sessions, confinement) = (self.observed.sessions.counts()?, self.observed.confinement.describe());
         Ok(State {
             at: now.as_second(),
             is_ready: self.problems(&found, false).is_empty(),
             repositories,
             ages: SnapshotAges::at(now.as_second(), created),
-            owed_hooks: pending_hooks(self.hooks.entries()?).len(),
-            leftovers: self.recovery.leftovers()?.len(),
+            owed_hooks: pending_hooks(self.observed.hooks.entries()?).len(),
+            leftovers: self.observed.recovery.leftovers()?.len(),
             leases: self.store.retentions().leases(now)?,
             renewable_log_ins: sessions.renewable,
             revocations: sessions.revocations,

@@ -14,5 +14,6 @@ pub(crate) mod warnings;
 
 pub(crate) use audit_head::log_audit_head;
 pub(crate) use conditions::Conditions;
+pub(crate) use service::Observed;
 pub use service::{Ops, StatusQuery};
 pub use warnings::Warnings;

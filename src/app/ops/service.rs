@@ -12,13 +12,13 @@ use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
 use crate::app::audit::{self, Head};
+use crate::app::common::Common;
 use crate::app::confinement::Confinement;
 use crate::app::database::Database;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
 use crate::app::inventory::{Inventory, RepositorySet, RepositoryState, Unsearched};
 use crate::app::notifications::Notifications;
-use crate::app::retention::Retention;
 use crate::app::session::Sessions;
 use crate::app::snapshots::{Reconciler, Recovery};
 use crate::app::tasks::{Service, Tasks};
@@ -37,20 +37,25 @@ pub struct StatusQuery {
     pub vm: Option<VmId>,
 }
 
+/// The services that the status describes.
+pub(crate) struct Observed {
+    pub(crate) hooks: Arc<PendingHooks>,
+    pub(crate) recovery: Arc<Recovery>,
+    pub(crate) reconciler: Arc<Reconciler>,
+    pub(crate) database: Arc<Database>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) confinement: Arc<Confinement>,
+    pub(crate) warnings: Arc<Warnings>,
+}
+
 /// Status and readiness.
 pub struct Ops {
+    pub(super) observed: Observed,
     pub(super) inventory: Arc<Inventory>,
     pub(super) admission: Arc<Admission>,
-    pub(super) hooks: Arc<PendingHooks>,
-    pub(super) recovery: Arc<Recovery>,
-    reconciler: Arc<Reconciler>,
-    pub(super) database: Arc<Database>,
-    pub(super) sessions: Arc<Sessions>,
     usage: Arc<ExclusiveUsage>,
     pub tls: TlsState,
     pub config: ConfigState,
-    pub(super) confinement: Arc<Confinement>,
-    warnings: Arc<Warnings>,
     notifications: Arc<Notifications>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) store: Store,
@@ -64,42 +69,11 @@ impl Service for Ops {
 }
 
 impl Ops {
-    pub(crate) fn new(
-        (inventory, retention, files): (Arc<Inventory>, Arc<Retention>, Arc<FileOpener>),
-        (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
-        (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
-        (database, sessions): (Arc<Database>, Arc<Sessions>),
-        (confinement, warnings, notifications): (Arc<Confinement>, Arc<Warnings>, Arc<Notifications>),
-        (metrics, store): (Arc<Metrics>, Store),
-        tasks: Tasks,
-    ) -> Self {
-        let usage = ExclusiveUsage {
-            inventory: Arc::clone(&inventory),
-            retention,
-            files,
-            store: store.clone(),
-            admission: Arc::clone(&admission),
-            tasks: tasks.clone(),
-        };
-        let (usage, tls, config) = (Arc::new(usage), TlsState::default(), ConfigState::default());
-        Self {
-            inventory,
-            admission,
-            hooks,
-            recovery,
-            reconciler,
-            database,
-            sessions,
-            usage,
-            tls,
-            config,
-            confinement,
-            warnings,
-            notifications,
-            metrics,
-            store,
-            tasks,
-        }
+    pub(crate) fn new(common: &Common, observed: Observed, files: Arc<FileOpener>) -> Self {
+        let Common { inventory, admission, notifications, metrics, store, tasks, .. } = common.clone();
+        let usage = Arc::new(ExclusiveUsage::new(common, files));
+        let (tls, config) = (TlsState::default(), ConfigState::default());
+        Self { observed, inventory, admission, usage, tls, config, notifications, metrics, store, tasks }
     }
 
     /// The current status, as far as it concerns VMs that the user may see. Log-ins, cost requests and
@@ -125,13 +99,20 @@ impl Ops {
             };
             let describe = |(known, mounted)| ops.repository_status(known, mounted, &snapshots);
             let repositories = found.with_mounts().map(describe).collect();
-            let (mut leftovers, mut owed_hooks) = (ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?));
+            let (mut leftovers, mut owed_hooks) =
+                (ops.observed.recovery.leftovers()?, pending_hooks(ops.observed.hooks.entries()?));
             leftovers.retain(|leftover| is_visible(&leftover.vm_id, Some(&leftover.id)));
             owed_hooks
                 .retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default(), owed.snapshot_id.as_deref()));
-            let sessions = if sees_all { Some(ops.sessions.counts()?) } else { None };
+            let sessions = if sees_all { Some(ops.observed.sessions.counts()?) } else { None };
             let webhooks = if sees_all { Some(ops.notifications.status()?) } else { None };
-            Ok((repositories, (ops.database.status(sees_all)?, sessions, webhooks), leftovers, owed_hooks, view))
+            Ok((
+                repositories,
+                (ops.observed.database.status(sees_all)?, sessions, webhooks),
+                leftovers,
+                owed_hooks,
+                view,
+            ))
         });
         let (repositories, (database, sessions, webhooks), leftovers, owed_hooks, view) = found.await?;
         Ok(api::ServiceStatus {
@@ -160,8 +141,8 @@ impl Ops {
             owed_hooks,
             sessions,
             audit: audit::head().map(|Head { seq, hash }| api::AuditHead { seq, hash }),
-            confinement: sees_all.then(|| self.confinement.describe()),
-            warnings: sees_all.then(|| self.warnings.list()),
+            confinement: sees_all.then(|| self.observed.confinement.describe()),
+            warnings: sees_all.then(|| self.observed.warnings.list()),
             webhooks,
             snapshots,
         })
@@ -202,7 +183,7 @@ impl Ops {
             free_bytes: space.map(|space| space.free),
             min_free_bytes: space.map(|space| self.admission.policy.limits.get().min_free_space.of(space.total)),
             snapshots: snapshots.iter().filter(in_it).count(),
-            unknown_snapshots: self.reconciler.unknown_in(&known.name).map(|count| count.lost + count.others),
+            unknown_snapshots: self.observed.reconciler.unknown_in(&known.name).map(|count| count.lost + count.others),
             status: if reason.is_none() { api::Status::Ok } else { api::Status::Error },
             reason,
         }
@@ -222,7 +203,7 @@ impl Ops {
     /// The problems of [`Ops::readiness`]. If `logs`, the log has the causes.
     pub(super) fn problems(&self, found: &RepositorySet, logs: bool) -> Vec<String> {
         let mut problems = Vec::new();
-        match (self.reconciler.check_database(), self.store.check()) {
+        match (self.observed.reconciler.check_database(), self.store.check()) {
             (None, Ok(())) => {}
             (Some(trouble), _) => problems.push(trouble.to_string()),
             (None, Err(error)) => {
@@ -232,7 +213,7 @@ impl Ops {
                 problems.push("the database cannot be read".to_owned());
             }
         }
-        if self.database.is_damaged() {
+        if self.observed.database.is_damaged() {
             problems.push("the database is damaged".to_owned());
         }
         for (known, mounted) in found.with_mounts() {
@@ -251,7 +232,7 @@ impl Ops {
                 (Err(_), _) => problems.push(format!("the repository {name} cannot be used")),
             }
         }
-        if self.reconciler.has_lost_snapshots().unwrap_or_default() {
+        if self.observed.reconciler.has_lost_snapshots().unwrap_or_default() {
             problems.push("snapshots in a repository are not in the database".to_owned());
         }
         if *self.inventory.unsearched() != Unsearched::Nothing {

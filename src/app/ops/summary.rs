@@ -40,12 +40,12 @@ impl Ops {
                 1 => parts.push("1 repository unavailable".to_owned()),
                 more => parts.push(format!("{more} repositories unavailable")),
             }
-            let owed = ops.hooks.entries()?;
+            let owed = ops.observed.hooks.entries()?;
             let failed = owed.readable.iter().filter(|(_, hooks)| hooks.attempts > 0).count() + owed.unreadable.len();
             if failed > 0 {
                 parts.push("post hooks failed: guests may be frozen".to_owned());
             }
-            if ops.database.is_damaged() {
+            if ops.observed.database.is_damaged() {
                 parts.push("the database is damaged".to_owned());
             }
             if *ops.inventory.unsearched() != Unsearched::Nothing {

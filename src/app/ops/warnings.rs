@@ -81,6 +81,7 @@ impl Warnings {
             let renew = "renew it, and send the service SIGHUP";
             match remaining_days(*end) {
                 None => Some(format!("{key}: {shown} ended at {end}; {renew}")),
+                Some(1) => Some(format!("{key}: {shown} ends in 1 day, at {end}; {renew}")),
                 Some(days) if days < RENEWAL_DAYS => {
                     Some(format!("{key}: {shown} ends in {days} days, at {end}; {renew}"))
                 }

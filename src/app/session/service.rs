@@ -13,6 +13,7 @@ use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, LogIn, Permit};
 use crate::app::audit::{self, Actor, AuditTrail, Outcome};
+use crate::app::common::Common;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
     AuditKey, Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, NewToken, Proof,
@@ -70,13 +71,13 @@ impl Sessions {
     /// # Errors
     /// The database cannot be read.
     pub(crate) fn new(
-        (authenticator, manager): (Authenticator, ManagerAddress),
-        admission: Arc<Admission>,
-        (key, config): (&SecretString, &Config),
-        store: Store,
-        (metrics, trail): (Arc<Metrics>, Arc<AuditTrail>),
-        tasks: Tasks,
+        common: &Common,
+        authenticator: Authenticator,
+        manager: ManagerAddress,
+        key: &SecretString,
+        config: &Config,
     ) -> Result<Self, Error> {
+        let Common { admission, trail, metrics, store, tasks, .. } = common.clone();
         Ok(Self {
             authenticator,
             manager,

@@ -15,6 +15,7 @@ use crate::api;
 use crate::app::Error;
 use crate::app::admission::{VmGuard, VmLocks};
 use crate::app::audit::Actor;
+use crate::app::common::Common;
 use crate::app::files::{self, FileOpener};
 use crate::app::inventory::{Inventory, UnsearchedPart};
 use crate::app::tasks::{Service, Tasks};
@@ -82,13 +83,9 @@ impl Service for Adopter {
 }
 
 impl Adopter {
-    pub(crate) fn new(
-        (inventory, files): (Arc<Inventory>, Arc<FileOpener>),
-        (vm_locks, reconciler): (Arc<VmLocks>, Arc<Reconciler>),
-        store: Store,
-        exporter: String,
-        tasks: Tasks,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, files: Arc<FileOpener>, reconciler: Arc<Reconciler>, exporter: String) -> Self {
+        let Common { inventory, admission, store, tasks, .. } = common.clone();
+        let vm_locks = Arc::clone(&admission.vm_locks);
         Self { inventory, files, vm_locks, reconciler, store, exporter, tasks }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::api;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
+use crate::app::common::Common;
 use crate::app::compare::{self, Comparisons, DiskMap, MapOptions, check_bases};
 use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
@@ -63,13 +64,8 @@ impl Service for Documents {
 }
 
 impl Documents {
-    pub(crate) fn new(
-        inventory: Arc<Inventory>,
-        retention: Arc<Retention>,
-        comparisons: Arc<Comparisons>,
-        store: Store,
-        tasks: Tasks,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, comparisons: Arc<Comparisons>) -> Self {
+        let Common { inventory, retention, store, tasks, .. } = common.clone();
         Self { inventory, retention, comparisons, store, tasks }
     }
 

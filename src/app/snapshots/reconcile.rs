@@ -12,6 +12,7 @@ use super::stray;
 use crate::app::Error;
 use crate::app::admission::VmLocks;
 use crate::app::audit::Actor;
+use crate::app::common::Common;
 use crate::app::files::FileOpener;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks, rounds};
@@ -101,13 +102,14 @@ impl Service for Reconciler {
 
 impl Reconciler {
     pub(crate) fn new(
-        (inventory, files): (Arc<Inventory>, Arc<FileOpener>),
-        (removals, vm_locks): (Arc<Removals>, Arc<VmLocks>),
-        store: Store,
+        common: &Common,
+        files: Arc<FileOpener>,
+        removals: Arc<Removals>,
         exporter: String,
         soon: Arc<Notify>,
-        tasks: Tasks,
     ) -> Self {
+        let Common { inventory, admission, store, tasks, .. } = common.clone();
+        let vm_locks = Arc::clone(&admission.vm_locks);
         let findings = UnknownSnapshots { soon, ..UnknownSnapshots::default() };
         Self { inventory, files, removals, vm_locks, store, exporter, findings, tasks }
     }

@@ -13,6 +13,7 @@ use crate::api;
 use crate::app::Error;
 use crate::app::admission::VmLocks;
 use crate::app::audit::Actor;
+use crate::app::common::Common;
 use crate::app::notifications::Event;
 use crate::app::tasks::{Service, Tasks, rounds};
 use crate::model::{SnapshotFiles, SnapshotId, VmId};
@@ -39,7 +40,9 @@ impl Service for Recovery {
 }
 
 impl Recovery {
-    pub(crate) fn new(removals: Arc<Removals>, vm_locks: Arc<VmLocks>, store: Store, tasks: Tasks) -> Self {
+    pub(crate) fn new(common: &Common, removals: Arc<Removals>) -> Self {
+        let Common { admission, store, tasks, .. } = common.clone();
+        let vm_locks = Arc::clone(&admission.vm_locks);
         Self { removals, vm_locks, store, tasks }
     }
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::api::DeletionCause;
 use crate::app::Error;
+use crate::app::common::Common;
 use crate::app::compare::Comparisons;
 use crate::app::inventory::Inventory;
 use crate::app::notifications::{Event, Notifications};
@@ -66,12 +67,8 @@ pub(crate) struct Removals {
 }
 
 impl Removals {
-    pub(crate) fn new(
-        inventory: Arc<Inventory>,
-        comparisons: Arc<Comparisons>,
-        notifications: Arc<Notifications>,
-        store: Store,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, comparisons: Arc<Comparisons>) -> Self {
+        let Common { inventory, notifications, store, .. } = common.clone();
         let (leftovers, deleted) = (Leftovers::default(), Deleted::default());
         Self { inventory, comparisons, notifications, store, leftovers, deleted }
     }

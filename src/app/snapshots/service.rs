@@ -6,6 +6,7 @@ use super::reconcile::Reconciler;
 use super::removal::Removals;
 use crate::app::admission::Admission;
 use crate::app::audit::AuditTrail;
+use crate::app::common::Common;
 use crate::app::hooks::HookRunner;
 use crate::app::inventory::Inventory;
 use crate::app::notifications::Notifications;
@@ -17,15 +18,15 @@ use crate::store::Store;
 /// Creates and deletes snapshots.
 pub struct Snapshots {
     pub(crate) inventory: Arc<Inventory>,
-    pub(crate) admission: Arc<Admission>,
     pub(crate) retention: Arc<Retention>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) notifications: Arc<Notifications>,
+    pub(crate) trail: Arc<AuditTrail>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) store: Store,
     pub(crate) hooks: Arc<HookRunner>,
     pub(crate) removals: Arc<Removals>,
     pub(crate) reconciler: Arc<Reconciler>,
-    pub(crate) store: Store,
-    pub(crate) trail: Arc<AuditTrail>,
-    pub(crate) notifications: Arc<Notifications>,
-    pub(crate) metrics: Arc<Metrics>,
     /// The id of this service in manifests.
     pub(crate) exporter: String,
     pub(crate) tasks: Tasks,
@@ -34,5 +35,31 @@ pub struct Snapshots {
 impl Service for Snapshots {
     fn tasks(&self) -> &Tasks {
         &self.tasks
+    }
+}
+
+impl Snapshots {
+    pub(crate) fn new(
+        common: &Common,
+        hooks: Arc<HookRunner>,
+        removals: Arc<Removals>,
+        reconciler: Arc<Reconciler>,
+        exporter: String,
+    ) -> Self {
+        let Common { inventory, retention, admission, notifications, trail, metrics, store, tasks } = common.clone();
+        Self {
+            inventory,
+            retention,
+            admission,
+            notifications,
+            trail,
+            metrics,
+            store,
+            hooks,
+            removals,
+            reconciler,
+            exporter,
+            tasks,
+        }
     }
 }

@@ -9,6 +9,7 @@ use crate::api::{self, TicketOp};
 use crate::app::Error;
 use crate::app::admission::{Admission, Entry};
 use crate::app::audit::Actor;
+use crate::app::common::Common;
 use crate::app::error::Refusal;
 use crate::app::inventory::Inventory;
 use crate::app::retention::parse_duration;
@@ -54,12 +55,8 @@ impl Service for Tickets {
 }
 
 impl Tickets {
-    pub(crate) fn new(
-        inventory: Arc<Inventory>,
-        (sessions, admission): (Arc<Sessions>, Arc<Admission>),
-        store: Store,
-        tasks: Tasks,
-    ) -> Self {
+    pub(crate) fn new(common: &Common, sessions: Arc<Sessions>) -> Self {
+        let Common { inventory, admission, store, tasks, .. } = common.clone();
         Self { inventory, sessions, admission, store, tasks }
     }
 

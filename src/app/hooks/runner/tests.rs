@@ -1,8 +1,11 @@
 use super::*;
 use crate::app::admission::Admission;
+use crate::app::audit::AuditTrail;
 use crate::app::changeable::Changeable;
+use crate::app::common::Common;
 use crate::app::inventory::Repositories;
 use crate::app::notifications::Notifications;
+use crate::app::retention::Retention;
 use crate::config;
 use crate::repository::executor::JobKind;
 use crate::store::Store;
@@ -16,7 +19,7 @@ mod frozen;
 struct Scene {
     runner: Arc<HookRunner>,
     pending: Arc<PendingHooks>,
-    admission: Admission,
+    admission: Arc<Admission>,
     inventory: Arc<Inventory>,
     store: Store,
 }
@@ -46,14 +49,16 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
     let repositories = Repositories::new(&config.repositories).unwrap();
     let inventory = Arc::new(Inventory::new(repositories, store.clone(), tasks.clone()));
     let admission = Admission::new(&config, Changeable::new(config.export), &inventory, store.clone(), tasks.clone());
-    let (vm_locks, metrics) = (Arc::clone(&admission.vm_locks), Arc::new(Metrics::default()));
-    let hooks = Hooks::new(config.hooks.clone()).unwrap();
+    let (metrics, trail) = (Arc::new(Metrics::default()), Arc::new(AuditTrail::default()));
+    let (s, t, grace) = (store.clone(), tasks.clone(), config.policy.superseded_grace);
+    let retention = Arc::new(Retention::new(Arc::clone(&inventory), s, grace, Arc::clone(&trail), t));
     let notifications =
         Notifications::new(&config.notifications, store.clone(), Arc::clone(&metrics), tasks.clone()).unwrap();
-    let told = (Arc::clone(&inventory), Arc::new(notifications));
-    let pending = PendingHooks::new(hooks, store.clone(), vm_locks, told, Arc::clone(&metrics));
-    let pending = Arc::new(pending);
-    let runner = Arc::new(HookRunner::new(Arc::clone(&pending), Arc::clone(&inventory), metrics, tasks));
+    let (admission, notifications) = (Arc::new(admission), Arc::new(notifications));
+    let common = Common { inventory, retention, admission, notifications, trail, metrics, store, tasks };
+    let pending = Arc::new(PendingHooks::new(&common, Hooks::new(config.hooks.clone()).unwrap()));
+    let runner = Arc::new(HookRunner::new(&common, Arc::clone(&pending)));
+    let Common { inventory, admission, store, .. } = common;
     let scene = Arc::new(Scene { runner, pending, admission, inventory, store });
     let id = SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128());
     let event = Event {
