@@ -21,6 +21,8 @@ pub struct Notification<T> {
     pub time: String,
     /// The name of the host.
     pub host: String,
+    /// The id of the service, as in its manifests: a host can have several.
+    pub exporter: String,
     /// [`NOTIFICATION_SCHEMA`].
     pub schema: u32,
     /// So many earlier events could not be delivered to this webhook and were dropped.

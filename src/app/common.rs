@@ -14,6 +14,8 @@ use crate::store::Store;
 /// The services below the others, and the places where all of them record what they do. A service takes what it needs.
 #[derive(Clone)]
 pub(crate) struct Common {
+    /// The id of this service in manifests and events.
+    pub(crate) exporter: String,
     pub(crate) inventory: Arc<Inventory>,
     pub(crate) retention: Arc<Retention>,
     pub(crate) admission: Arc<Admission>,

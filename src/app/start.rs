@@ -102,7 +102,6 @@ impl App {
 
         let export = Changeable::new(config.export);
         let common = Self::wire_common(config, export.clone(), metrics, store, repositories)?;
-        let exporter = host::service_id(&config.db_file);
         // Tells the reconciler that files have disappeared.
         let gone = Arc::new(Notify::new());
 
@@ -115,10 +114,8 @@ impl App {
         let comparisons = Arc::new(Comparisons::new(&common, Arc::clone(&files), config.compare));
         let removals = Arc::new(Removals::new(&common, Arc::clone(&comparisons)));
         let recovery = Arc::new(Recovery::new(&common, Arc::clone(&removals)));
-        let reconciler = Reconciler::new(&common, Arc::clone(&files), Arc::clone(&removals), exporter.clone(), gone);
-        let reconciler = Arc::new(reconciler);
-        let adopter = Adopter::new(&common, Arc::clone(&files), Arc::clone(&reconciler), exporter.clone());
-        let adopter = Arc::new(adopter);
+        let reconciler = Arc::new(Reconciler::new(&common, Arc::clone(&files), Arc::clone(&removals), gone));
+        let adopter = Arc::new(Adopter::new(&common, Arc::clone(&files), Arc::clone(&reconciler)));
         let database = Arc::new(Database::new(&common, Arc::clone(&adopter), config.db_rebuild));
         let warnings = Arc::new(Warnings::new(config, Arc::clone(&common.metrics)));
         let conditions = Conditions::new(&common, Arc::clone(&database), Arc::clone(&warnings));
@@ -143,7 +140,7 @@ impl App {
         Ok(Self {
             checksums: Arc::new(Checksums::new(&common, Arc::clone(&files))),
             documents: Arc::new(Documents::new(&common, Arc::clone(&comparisons))),
-            snapshots: Arc::new(Snapshots::new(&common, hooks, removals, reconciler, exporter)),
+            snapshots: Arc::new(Snapshots::new(&common, hooks, removals, reconciler)),
             exports: Arc::new(exports),
             sessions,
             files,
@@ -164,15 +161,17 @@ impl App {
         store: Store,
         repositories: Repositories,
     ) -> anyhow::Result<Common> {
-        let (tasks, trail) = (Tasks::new(), Arc::new(AuditTrail::default()));
+        let (exporter, tasks, trail) =
+            (host::service_id(&config.db_file), Tasks::new(), Arc::new(AuditTrail::default()));
         let inventory = Arc::new(Inventory::new(repositories, store.clone(), tasks.clone()));
-        let notifications =
-            Notifications::new(&config.notifications, store.clone(), Arc::clone(&metrics), tasks.clone());
+        let (id, s, m, t) = (exporter.clone(), store.clone(), Arc::clone(&metrics), tasks.clone());
+        let notifications = Notifications::new(&config.notifications, id, s, m, t);
         let notifications = notifications.map_err(|error| ConfigError::new(format!("notifications: {error}")))?;
         let grace = config.policy.superseded_grace;
         let retention = Retention::new(Arc::clone(&inventory), store.clone(), grace, Arc::clone(&trail), tasks.clone());
         let admission = Admission::new(config, export, &inventory, store.clone(), tasks.clone());
         Ok(Common {
+            exporter,
             retention: Arc::new(retention),
             admission: Arc::new(admission),
             notifications: Arc::new(notifications),

@@ -1,13 +1,13 @@
 //! `[notifications]`: which webhooks get which events.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use serde::{Deserialize, Serialize};
+use url::{Host, Url};
 
 use super::manager::Trust;
 use super::policy::{MinFreeSpace, parse_min_free_space};
@@ -110,6 +110,9 @@ impl Default for WebhookKeys {
 
 const MAX_WEBHOOKS: usize = 16;
 
+/// One event may be under way, and another one wait.
+const MIN_QUEUED: u64 = 2;
+
 const MAX_QUEUED: u64 = 100_000;
 
 const MAX_NAME: usize = 64;
@@ -132,8 +135,8 @@ impl Validator {
             self.problem("notifications.low_space", format_args!("invalid value {}; {expected}", keys.low_space));
             MinFreeSpace::Bytes(0)
         });
-        if !(1..=MAX_QUEUED).contains(&keys.max_queued) {
-            let expected = format_args!("invalid number {}; expected 1 to {MAX_QUEUED}", keys.max_queued);
+        if !(MIN_QUEUED..=MAX_QUEUED).contains(&keys.max_queued) {
+            let expected = format_args!("invalid number {}; expected {MIN_QUEUED} to {MAX_QUEUED}", keys.max_queued);
             self.problem("notifications.max_queued", expected);
         }
         let retry_for = self.duration("notifications.retry_for", &keys.retry_for);
@@ -209,27 +212,26 @@ impl Validator {
 /// Checks the URL of a webhook; returns its scheme, host and port. Events name VMs and users, so it has to be HTTPS,
 /// unless they stay on the host or certificates are not verified anyway.
 fn origin(text: &str, trust: &Trust) -> Result<String, &'static str> {
-    let uri: http::Uri = text.parse().map_err(|_| "is not a URL")?;
-    let authority = uri.authority().filter(|authority| !authority.host().is_empty()).ok_or("is not a URL")?;
-    let scheme = uri.scheme_str().unwrap_or_default();
-    match scheme {
+    // With the parser of the HTTP client, so that both see the same server.
+    let url = Url::parse(text).map_err(|_| "is not a URL")?;
+    let is_local = match url.host().ok_or("is not a URL")? {
+        Host::Domain(name) => name == "localhost",
+        Host::Ipv4(address) => address.is_loopback(),
+        Host::Ipv6(address) => address.is_loopback(),
+    };
+    match url.scheme() {
         "https" => {}
-        "http" if is_loopback(authority.host()) || *trust == Trust::InsecureSkipVerify => {}
+        "http" if is_local || *trust == Trust::InsecureSkipVerify => {}
         "http" => return Err("would send the events in the clear"),
         _ => return Err("is not a URL"),
     }
-    if authority.as_str().contains('@') {
+    if !url.username().is_empty() || url.password().is_some() {
         return Err("contains a user name");
     }
-    if text.contains('#') {
+    if url.fragment().is_some() {
         return Err("has a fragment, which is not sent");
     }
-    Ok(format!("{scheme}://{authority}"))
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    Ok(url.origin().ascii_serialization())
 }
 
 fn signing_key(secret: &SecretString) -> Result<SecretSlice<u8>, &'static str> {
@@ -297,6 +299,8 @@ mod tests {
             (webhook(&["name = \"a b\"", url, &secret]), "notifications.webhooks.1.name: invalid name \"a b\"; "),
             (webhook(&[name, &secret]), "notifications.webhooks.1.url: is not a URL; "),
             (webhook(&[name, "url = \"hush\"", &secret]), "notifications.webhooks.1.url: is not a URL; "),
+            (webhook(&[name, "url = \"https://hush:99999\"", &secret]), "notifications.webhooks.1.url: is not a URL; "),
+            (webhook(&[name, "url = \"https://256.1.1.1/hush\"", &secret]), "webhooks.1.url: is not a URL; "),
             (webhook(&[name, "url = \"http://hush.example\"", &secret]), "url: would send the events in the clear; "),
             (webhook(&[name, "url = \"https://me:hush@a\"", &secret]), "url: contains a user name; "),
             (webhook(&[name, url]), "notifications.webhooks.1.secret: is empty; make one with: echo"),

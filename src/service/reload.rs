@@ -92,6 +92,7 @@ impl Reloader<'_> {
         self.connections.set(connections);
         self.app.set_limits(policy, export, compare, login);
         self.app.set_access(access);
+        self.app.operator.warnings.reloaded(&config);
         self.app.operator.ops.config.set_loaded(needs_restart);
         tracing::info!("config reloaded");
     }

@@ -66,7 +66,7 @@ pub(super) fn read_all(transaction: &ReadTransaction) -> Result<Contents, StoreE
     reader.table(sessions::REVOKED_BEFORE, |_, _| Ok(()))?;
     reader.table(tickets::TABLE, |_, _| Ok(()))?;
     reader.table(events::EVENTS, |_, _| Ok(()))?;
-    reader.table(events::DROPPED, |_, _| Ok(()))?;
+    reader.table(events::QUEUES, |_, _| Ok(()))?;
     reader.table(events::CONDITIONS, |_, _| Ok(()))?;
     Ok(Contents { hash: reader.hasher.finish(), unreadable: std::mem::take(&mut reader.unreadable) })
 }

@@ -153,6 +153,7 @@ pub fn make_copies_folder(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
     use std::io::Read;
     use std::os::unix::fs::FileExt;
@@ -230,7 +231,7 @@ mod tests {
         fs::write(&copied, bytes).unwrap();
         let copy = Store::open(&copied).unwrap();
         let counts = |of: &Store| {
-            let queued = of.events().waiting("a").unwrap().queued;
+            let queued = of.events().waiting("a", &BTreeMap::new()).unwrap().queued;
             (of.tickets().all().unwrap().len(), of.sessions().renewable(1).unwrap(), queued)
         };
         assert_eq!((counts(&store), counts(&copy)), ((1, 1, 1), (0, 0, 0)));

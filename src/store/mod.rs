@@ -34,7 +34,7 @@ use crate::model::{
 
 pub use contents::Unreadable;
 pub use error::{StoreError, Trouble};
-pub use events::{Events, NewEvent, Waiting};
+pub use events::{Events, NewEvent, Outcome, QueueChanges, ReportedConditions, Waiting};
 pub use frozen::{copies_folder, make_copies_folder};
 pub use inspect::{DatabaseState, inspect};
 pub use pending_hooks::PendingHookTable;

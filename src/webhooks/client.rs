@@ -112,9 +112,19 @@ impl Client {
 }
 
 fn unreachable(reason: String, headers: &http::HeaderMap) -> Delivery {
-    let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let retry_after = seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
+    let value = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry_after =
+        value.and_then(|value| pause(value.trim(), Timestamp::now())).map(|pause| pause.min(MAX_RETRY_AFTER));
     Delivery::Unreachable { reason, retry_after }
+}
+
+/// The value of `Retry-After` (RFC 9110, 10.2.3): seconds or a date. A date that has passed is no pause.
+fn pause(value: &str, now: Timestamp) -> Option<Duration> {
+    let seconds = value.parse().ok().map(Duration::from_secs);
+    seconds.or_else(|| {
+        let until = jiff::fmt::rfc2822::parse(value).ok()?.timestamp();
+        Some(until.duration_since(now).try_into().unwrap_or_default())
+    })
 }
 
 fn describe(error: &reqwest::Error) -> String {
@@ -125,4 +135,24 @@ fn describe(error: &reqwest::Error) -> String {
         ""
     };
     text + remedy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_seconds_or_dates() {
+        let now = "2026-11-28T08:49:37Z".parse().unwrap();
+        for (value, expected) in [
+            ("120", Some(120)),
+            ("Sat, 28 Nov 2026 08:50:37 GMT", Some(60)),
+            ("Sat, 28 Nov 2026 08:48:37 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ] {
+            assert_eq!(pause(value, now), expected.map(Duration::from_secs), "{value:?}");
+        }
+    }
 }

@@ -84,6 +84,7 @@ pub const CRATES: &[(&str, &[&str])] = &[
     ),
     ("tracing_subscriber", &["cli"]),
     ("utoipa", &["api", "http", "model"]),
+    ("url", &["config"]),
     ("uuid", &["app", "backup", "cli", "client", "hooks", "http", "model", "repository"]),
     ("x509_parser", &["tls"]),
 ];

@@ -159,7 +159,9 @@ fn full_queue_drops_the_oldest_events_and_says_so() {
     assert_eq!((&webhook(&world, 0)["queued"], &webhook(&world, 0)["dropped"]), (&json!(2), &json!(3)));
     world.exporter.wait_for_log("dropped events that could not be delivered");
     recover(&receiver, &world.exporter);
-    eventually("the newest arrive", || snapshots_in(&receiver, "snapshot.created") == ids[3..]);
+    // The first one may have been under way.
+    let kept = [&ids[..1], &ids[4..]].concat();
+    eventually("the others arrive", || snapshots_in(&receiver, "snapshot.created") == kept);
     let dropped: Vec<Value> =
         receiver.events().into_iter().filter(|event| event["event"] == "snapshot.created").collect();
     assert_eq!((&dropped[0]["dropped"], dropped[1].get("dropped")), (&json!(3), None));

@@ -92,7 +92,7 @@ fn snapshots_and_hooks_are_reported() {
 #[test]
 fn conditions_are_reported_when_they_change() {
     needs_root!();
-    let (receiver, _certificates, mut world) = scene("low_space = 0", "");
+    let (receiver, certificates, mut world) = scene("low_space = 0", "");
     // A limit that no repository keeps.
     reload(&mut world, "low_space = 0", "low_space = \"99%\"");
     let event = receiver.wait_for("space.low");
@@ -104,6 +104,13 @@ fn conditions_are_reported_when_they_change() {
     assert!(bytes("free_bytes") < bytes("low_space_bytes"), "{event}");
     // It is reported once, also after a restart.
     world.exporter.restart();
+    // A new webhook hears of it.
+    let another = Receiver::start(&certificates, "server");
+    let section = another.section(&certificates, "pager", "events = [\"space.low\"]");
+    world.exporter.settings().sections.push_str(&section);
+    world.exporter.write_config();
+    world.exporter.signal(Signal::SIGHUP);
+    assert_eq!(another.wait_for("space.low")["data"]["id"], repository["id"]);
 
     world.certificates.issue_for_days("server", 20);
     world.exporter.signal(Signal::SIGHUP);
@@ -125,6 +132,7 @@ fn conditions_are_reported_when_they_change() {
     let expected =
         ["space.low", "certificate.expiring", "repository.unavailable", "repository.available", "space.recovered"];
     assert_eq!(kinds, expected);
+    assert_eq!(another.events().len(), 1, "it gets space.low only");
 }
 
 #[test]

@@ -83,12 +83,13 @@ impl Event {
     }
 
     /// The body, as it waits in the database.
-    pub(super) fn body(&self, host: &str) -> Vec<u8> {
+    pub(super) fn body(&self, host: &str, exporter: &str) -> Vec<u8> {
         let notification = api::Notification {
             id: self.id.clone(),
             event: self.kind.as_str().to_owned(),
             time: api::time(Timestamp::now()),
             host: host.to_owned(),
+            exporter: exporter.to_owned(),
             schema: api::NOTIFICATION_SCHEMA,
             dropped: None,
             data: &self.data,

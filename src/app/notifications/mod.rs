@@ -3,6 +3,7 @@
 
 mod backoff;
 mod event;
+mod queue;
 mod sender;
 mod service;
 

@@ -1,59 +1,48 @@
 //! Delivers the events of one webhook, one after the other.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::backoff::delay;
+use super::queue::{DATABASE_PAUSE, Place, Queue, Waiting};
 use crate::api;
 use crate::app::Error;
-use crate::app::tasks::Tasks;
+use crate::app::tasks::{Service, Tasks};
 use crate::metrics::Metrics;
-use crate::store::{Store, Waiting};
+use crate::model::EventKind;
+use crate::store::{Events, Outcome, Store};
 use crate::webhooks::{Client, Delivery};
 
 /// After so many refusals in a row, an event goes behind the others: the receiver may accept those.
 const MAX_REFUSALS: u32 = 3;
 
-/// The pause after the database could not be read.
-const DATABASE_PAUSE: Duration = Duration::from_secs(10);
+/// No event is given up before the sender has run for this time, or for `retry_for` if that is shorter: a clock that is
+/// set after the host has booted makes events old.
+const MIN_RETRY_TIME: Duration = Duration::from_secs(3600);
 
 /// Until a new event wakes the sender.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
-
-/// The most events of one webhook in memory.
-const MAX_IN_MEMORY: usize = 100;
 
 /// What the senders share.
 pub(super) struct Shared {
     pub store: Store,
     pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
-    /// Events by webhook that could not be written into the database. That it is damaged is worth an event too.
-    pub unwritten: Mutex<HashMap<String, VecDeque<Vec<u8>>>>,
 }
 
-impl Shared {
-    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Vec<u8>>>> {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps an event in memory. Returns whether there was room.
-    pub(super) fn keep_in_memory(&self, webhook: &str, body: &[u8]) -> bool {
-        let mut all = self.unwritten();
-        let queue = all.entry(webhook.to_owned()).or_default();
-        let has_room = queue.len() < MAX_IN_MEMORY;
-        if has_room {
-            queue.push_back(body.to_vec());
-        }
-        has_room
-    }
+/// What the config says about a webhook.
+pub(super) struct Target {
+    pub client: Client,
+    /// An event that could not be delivered for this time is dropped.
+    pub retry_for: Duration,
+    pub max_queued: u64,
 }
 
 /// How a webhook fares.
@@ -76,6 +65,12 @@ impl State {
         (!self.is_disabled).then(|| Timestamp::now() + left)
     }
 
+    /// The pause before the next attempt.
+    fn pause(&self) -> Duration {
+        let left = self.next_attempt.map_or(Duration::ZERO, |next| next.saturating_duration_since(Instant::now()));
+        if self.is_disabled { FOREVER } else { left }
+    }
+
     fn succeeded(&mut self) {
         *self = Self { last_success: Some(Timestamp::now()), ..Self::default() };
     }
@@ -87,37 +82,76 @@ impl State {
     }
 }
 
-/// A webhook of the current config.
-pub(super) struct Sender {
-    pub client: Client,
-    shared: Arc<Shared>,
-    /// An event that could not be delivered for this time is dropped.
-    retry_for: Duration,
-    wake: Notify,
-    state: Mutex<State>,
+/// What the sender remembers from one attempt to the next.
+#[derive(Default)]
+struct Progress {
+    /// The events that were dropped and not reported yet, as far as they are in the log. `None`: all of them.
+    dropped: Option<u64>,
+    /// The last event that was refused, and how often in a row.
+    refused: (String, u32),
 }
 
-/// An event to deliver.
-struct Next {
-    /// In the database. `None`: in memory.
-    number: Option<u64>,
-    body: Vec<u8>,
-    dropped: u64,
-    /// Whether others wait behind it.
-    has_followers: bool,
+/// A webhook of the current config. It stays the same when the config is loaded again.
+pub(super) struct Sender {
+    name: String,
+    target: RwLock<Arc<Target>>,
+    shared: Arc<Shared>,
+    queue: Mutex<Queue>,
+    wake: Notify,
+    state: Mutex<State>,
+    started: Instant,
+    /// Cancelled when the webhook is removed from the config.
+    pub removed: CancellationToken,
+}
+
+impl Service for Sender {
+    fn tasks(&self) -> &Tasks {
+        &self.shared.tasks
+    }
 }
 
 impl Sender {
-    pub(super) fn new(client: Client, shared: Arc<Shared>, retry_for: Duration) -> Self {
-        Self { client, shared, retry_for, wake: Notify::new(), state: Mutex::default() }
+    pub(super) fn new(target: Arc<Target>, shared: Arc<Shared>) -> Self {
+        let name = target.client.webhook().name.clone();
+        let (queue, wake, state) = (Mutex::default(), Notify::new(), Mutex::default());
+        let (started, removed) = (Instant::now(), CancellationToken::new());
+        Self { name, target: RwLock::new(target), shared, queue, wake, state, started, removed }
     }
 
     pub(super) fn name(&self) -> &str {
-        &self.client.webhook().name
+        &self.name
+    }
+
+    pub(super) fn target(&self) -> Arc<Target> {
+        Arc::clone(&self.target.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn wants(&self, kind: EventKind) -> bool {
+        self.target().client.webhook().wants(kind)
+    }
+
+    /// Uses what a reloaded config says. If that is another server, or the receiver answered 410, it is tried at once.
+    pub(super) fn set_target(&self, target: Arc<Target>) {
+        let is_same = self.target().client.webhook() == target.client.webhook();
+        *self.target.write().unwrap_or_else(PoisonError::into_inner) = target;
+        let mut state = self.state();
+        if !is_same || state.is_disabled {
+            *state = State::default();
+        }
+        drop(state);
+        self.wake();
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn events(&self) -> Events<'_> {
+        self.shared.store.events()
     }
 
     /// There may be a new event.
@@ -125,9 +159,24 @@ impl Sender {
         self.wake.notify_one();
     }
 
+    /// Keeps an event in memory that could not be written.
+    pub(super) fn keep_in_memory(&self, id: &str, body: &[u8]) {
+        if self.queue().keep(id, body) {
+            tracing::error!(webhook = self.name(), "dropped an event: too many are in memory");
+        }
+    }
+
+    /// What waits. This blocks.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(super) fn waiting(&self) -> Result<Waiting, Error> {
+        Ok(self.queue().waiting(&self.events(), &self.name)?)
+    }
+
     /// Sends an event at once, outside the queue. If it arrives, waiting ones follow.
     pub(super) async fn send_now(&self, id: &str, body: Vec<u8>) -> (bool, String) {
-        match self.client.send(id, body).await {
+        match self.target().client.send(id, body).await {
             Delivery::Delivered(text) => {
                 self.state().succeeded();
                 self.wake();
@@ -139,98 +188,112 @@ impl Sender {
         }
     }
 
-    /// Delivers events until `stop`.
+    /// Delivers events until `stop`, or until the webhook is removed.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
-        // Those that were dropped earlier are in the log already.
-        let (mut known_dropped, mut refusals) = (None, 0);
-        while !stop.is_cancelled() {
-            let next = match self.next(&mut known_dropped).await {
-                Ok(next) => next.zip(self.due()).ok_or(FOREVER),
-                Err(error) => {
-                    tracing::error!(webhook = self.name(), %error, "cannot read the events that wait");
-                    Err(DATABASE_PAUSE)
-                }
-            };
-            let (next, pause) = match next {
-                Ok((next, due)) => (Some(next), due.saturating_duration_since(Instant::now())),
-                Err(pause) => (None, pause),
-            };
-            let Some(next) = next.filter(|_| pause.is_zero()) else {
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = self.wake.notified() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
-                continue;
-            };
-            // An attempt that is cut off is repeated after the next start, with the same id.
-            if stop.run_until_cancelled(self.attempt(next, &mut known_dropped, &mut refusals)).await.is_none() {
-                return;
+        let mut progress = Progress::default();
+        let ended = async {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = self.removed.cancelled() => {}
             }
+        };
+        tokio::pin!(ended);
+        loop {
+            let pause = tokio::select! {
+                biased;
+                () = &mut ended => break,
+                pause = self.step(&mut progress) => pause,
+            };
+            if pause.is_zero() {
+                continue;
+            }
+            tokio::select! {
+                () = &mut ended => break,
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        if self.removed.is_cancelled() {
+            self.shared.metrics.webhooks.remove(&self.name);
+        } else {
+            // The service waits for this before it exits.
+            let written = self.detached(|sender| async move { sender.blocking(|sender| sender.write(true)).await });
+            self.log_unwritten(written.await);
         }
     }
 
-    /// When an attempt may be made. `None`: not before a reload.
-    fn due(&self) -> Option<Instant> {
-        let state = self.state();
-        if state.is_disabled { None } else { Some(state.next_attempt.unwrap_or_else(Instant::now)) }
+    /// Delivers the next event, if it is due. Returns the pause after that.
+    async fn step(self: &Arc<Self>, progress: &mut Progress) -> Duration {
+        let looked = self.blocking(|sender| {
+            sender.log_unwritten(sender.write(false));
+            sender.waiting()
+        });
+        let waiting = match looked.await {
+            Ok(waiting) => waiting,
+            Err(error) => {
+                tracing::error!(webhook = self.name(), %error, "cannot read the events that wait");
+                return DATABASE_PAUSE;
+            }
+        };
+        self.report(&waiting, progress);
+        let pause = self.state().pause();
+        if let Some((place, body)) = waiting.next.filter(|_| pause.is_zero()) {
+            self.attempt(place, body, (waiting.queued, waiting.dropped), progress).await;
+            return Duration::ZERO;
+        }
+        let pause = if pause.is_zero() { FOREVER } else { pause };
+        let next_write = self.queue().next_write();
+        next_write.map_or(FOREVER, |next| next.saturating_duration_since(Instant::now())).min(pause)
     }
 
-    /// The next event, if there is one. Also reports how many wait, and how many were dropped since the last call.
-    async fn next(&self, known_dropped: &mut Option<u64>) -> Result<Option<Next>, Error> {
-        let name = self.name().to_owned();
-        let (first, in_memory) =
-            self.shared.unwritten().get(&name).map_or((None, 0), |queue| (queue.front().cloned(), queue.len()));
-        // It does not report what was dropped: that would have to be recorded in the database.
-        let first = first.map(|body| Next { number: None, body, dropped: 0, has_followers: false });
-        let waiting = self.in_database(move |store| store.events().waiting(&name)).await;
-        let Waiting { next, queued, dropped } = match (waiting, first.is_some()) {
-            (Ok(waiting), _) => waiting,
-            // What is in memory can be delivered without the database.
-            (Err(_), true) => return Ok(first),
-            (Err(error), false) => return Err(error),
-        };
-        let before = known_dropped.replace(dropped).unwrap_or(dropped);
-        if dropped > before {
-            let count = dropped - before;
+    /// Writes what is in memory into the database, unless an attempt has failed a moment ago.
+    fn write(&self, at_once: bool) -> Result<(), Error> {
+        let mut queue = self.queue();
+        let is_due = queue.next_write().is_some_and(|next| at_once || next <= Instant::now());
+        if is_due { Ok(queue.write(&self.events(), &self.name, self.target().max_queued)?) } else { Ok(()) }
+    }
+
+    fn log_unwritten(&self, written: Result<(), Error>) {
+        if let Err(error) = written {
+            tracing::error!(webhook = self.name(), %error, "cannot record what became of events");
+        }
+    }
+
+    /// Reports how many events wait, and how many were dropped since the last call.
+    fn report(&self, waiting: &Waiting, progress: &mut Progress) {
+        let &Waiting { queued, dropped, .. } = waiting;
+        let count = dropped.saturating_sub(progress.dropped.replace(dropped).unwrap_or(dropped));
+        if count > 0 {
             tracing::warn!(webhook = self.name(), count, queued, "dropped events that could not be delivered");
             self.shared.metrics.webhooks.dropped(self.name(), count);
         }
-        self.shared.metrics.webhooks.queued(self.name(), queued + in_memory as u64);
-        let has_followers = queued > 1;
-        Ok(next.map(|(number, body)| Next { number: Some(number), body, dropped, has_followers }).or(first))
+        self.shared.metrics.webhooks.queued(self.name(), queued);
     }
 
-    async fn in_database<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Store) -> Result<T, crate::store::StoreError> + Send + 'static,
-    ) -> Result<T, Error> {
-        let store = self.shared.store.clone();
-        self.shared.tasks.blocking(move || Ok(work(&store)?)).await
-    }
-
-    async fn attempt(&self, next: Next, known_dropped: &mut Option<u64>, refusals: &mut u32) {
-        let parsed = serde_json::from_slice::<api::Notification<Box<RawValue>>>(&next.body);
-        let mut notification = match parsed {
+    async fn attempt(
+        self: &Arc<Self>,
+        place: Place,
+        body: Vec<u8>,
+        (queued, dropped): (u64, u64),
+        progress: &mut Progress,
+    ) {
+        let mut notification = match serde_json::from_slice::<api::Notification<Box<RawValue>>>(&body) {
             Ok(notification) => notification,
             Err(error) => {
                 tracing::error!(webhook = self.name(), %error, "dropping an event that cannot be read");
-                return self.finish(&next, |store, name, number| store.events().give_up(name, number)).await;
+                return self.queue().finish(place, Outcome::GivenUp, 0);
             }
         };
-        notification.dropped = Some(next.dropped).filter(|count| *count > 0);
+        notification.dropped = Some(dropped).filter(|count| *count > 0);
         let body = serde_json::to_vec(&notification).unwrap_or_default();
-        let (event, id) = (&notification.event, &notification.id);
-        let (reason, retry_after, was_refused) = match self.client.send(id, body).await {
+        let (event, id, target) = (&notification.event, &notification.id, self.target());
+        let (reason, retry_after, was_refused) = match target.client.send(id, body).await {
             Delivery::Delivered(_) => {
                 tracing::debug!(webhook = self.name(), event, id, "event delivered");
                 self.shared.metrics.webhooks.sent(self.name());
                 self.state().succeeded();
-                *refusals = 0;
-                let dropped = next.dropped;
-                *known_dropped = known_dropped.map(|known| known.saturating_sub(dropped));
-                let done = move |store: &Store, name: &str, number| store.events().delivered(name, number, dropped);
-                return self.finish(&next, done).await;
+                progress.dropped = progress.dropped.map(|known| known.saturating_sub(dropped));
+                return self.queue().finish(place, Outcome::Delivered, dropped);
             }
             Delivery::Gone(reason) => {
                 tracing::error!(
@@ -252,34 +315,29 @@ impl Sender {
             tracing::debug!(webhook = self.name(), event, id, reason, "cannot deliver an event; trying again later");
         }
         self.state().failed(&reason, retry_after);
-        *refusals = if was_refused { *refusals + 1 } else { 0 };
-        // A clock that was set forward costs no event its first attempt.
-        let age = notification.time.parse::<Timestamp>().map(|time| Timestamp::now().duration_since(time));
-        if age.is_ok_and(|age| age > self.retry_for.try_into().unwrap_or(jiff::SignedDuration::MAX)) {
-            tracing::error!(webhook = self.name(), event, id, reason, "giving up an event");
-            *refusals = 0;
-            self.finish(&next, |store, name, number| store.events().give_up(name, number)).await;
-        } else if *refusals >= MAX_REFUSALS && next.has_followers {
-            *refusals = 0;
-            self.finish(&next, |store, name, number| store.events().postpone(name, number)).await;
+        let before = if progress.refused.0 == *id { progress.refused.1 } else { 0 };
+        let refusals = if was_refused { before + 1 } else { 0 };
+        progress.refused = (id.clone(), refusals);
+        let retry_for = target.retry_for;
+        if self.started.elapsed() >= MIN_RETRY_TIME.min(retry_for) && is_older(&notification.time, retry_for) {
+            tracing::error!(webhook = self.name(), event, id, reason, "giving up events that are too old");
+            let given_up = self.blocking(move |sender| {
+                let is_old = |body: &[u8]| {
+                    let parsed = serde_json::from_slice::<api::Notification<IgnoredAny>>(body);
+                    parsed.is_ok_and(|notification| is_older(&notification.time, retry_for))
+                };
+                Ok(sender.queue().give_up_old((&sender.events(), &sender.name), is_old)?)
+            });
+            self.log_unwritten(given_up.await);
+        } else if refusals >= MAX_REFUSALS && queued > 1 {
+            progress.refused.1 = 0;
+            self.queue().finish(place, Outcome::Postponed, 0);
         }
     }
+}
 
-    /// Takes the event from its place in the queue.
-    async fn finish(
-        &self,
-        next: &Next,
-        work: impl FnOnce(&Store, &str, u64) -> Result<(), crate::store::StoreError> + Send + 'static,
-    ) {
-        let name = self.name().to_owned();
-        let Some(number) = next.number else {
-            self.shared.unwritten().get_mut(&name).map(VecDeque::pop_front);
-            return;
-        };
-        if let Err(error) = self.in_database(move |store| work(store, &name, number)).await {
-            // It comes again, with the same id.
-            tracing::error!(webhook = self.name(), %error, "cannot record what became of an event");
-            self.state().failed(&error.to_string(), Some(DATABASE_PAUSE));
-        }
-    }
+/// Whether `time` is longer ago than that.
+fn is_older(time: &str, than: Duration) -> bool {
+    let age = time.parse::<Timestamp>().map(|time| Timestamp::now().duration_since(time));
+    age.is_ok_and(|age| age > than.try_into().unwrap_or(SignedDuration::MAX))
 }

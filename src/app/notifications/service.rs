@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::event::Event;
-use super::sender::{Sender, Shared};
+use super::sender::{Sender, Shared, Target};
 use crate::api;
 use crate::app::Error;
 use crate::app::audit::Actor;
@@ -16,7 +16,7 @@ use crate::auth::Session;
 use crate::config::{self, MinFreeSpace};
 use crate::metrics::Metrics;
 use crate::model::EventKind;
-use crate::store::{NewEvent, Store};
+use crate::store::{NewEvent, ReportedConditions, Store};
 use crate::sys::host;
 use crate::webhooks::Client;
 
@@ -28,15 +28,15 @@ const NO_SUCH_WEBHOOK: &str = "no such webhook; the status lists them";
 pub struct Notifications {
     shared: Arc<Shared>,
     host: String,
-    current: RwLock<Arc<Current>>,
+    /// The id of the service.
+    exporter: String,
+    current: Arc<RwLock<Arc<Current>>>,
 }
 
 /// What the config says.
 struct Current {
     config: config::Notifications,
     senders: Vec<Arc<Sender>>,
-    /// Ends the senders.
-    stop: CancellationToken,
 }
 
 impl Notifications {
@@ -44,13 +44,15 @@ impl Notifications {
     /// The certificate of a webhook cannot be used. The text names the webhook.
     pub(crate) fn new(
         config: &config::Notifications,
+        exporter: String,
         store: Store,
         metrics: Arc<Metrics>,
         tasks: Tasks,
     ) -> io::Result<Self> {
-        let shared = Arc::new(Shared { store, metrics, tasks, unwritten: Default::default() });
-        let current = RwLock::new(Arc::new(Current::new(config, &shared, CancellationToken::new())?));
-        Ok(Self { shared, host: host::name(), current })
+        let shared = Arc::new(Shared { store, metrics, tasks });
+        let senders = targets(config)?.into_iter().map(|target| Sender::new(Arc::new(target), Arc::clone(&shared)));
+        let current = Current { config: config.clone(), senders: senders.map(Arc::new).collect() };
+        Ok(Self { shared, host: host::name(), exporter, current: Arc::new(RwLock::new(Arc::new(current))) })
     }
 
     fn current(&self) -> Arc<Current> {
@@ -59,23 +61,24 @@ impl Notifications {
 
     /// Starts to deliver events, until `stop`.
     pub(crate) fn start(&self, stop: &CancellationToken) {
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        let Current { config, senders, .. } = &**current;
-        let started = Current { config: config.clone(), senders: senders.clone(), stop: stop.child_token() };
-        *current = Arc::new(started);
-        self.run(&current);
+        for sender in &self.current().senders {
+            drop(self.shared.tasks.spawn(Arc::clone(sender).run(stop.clone())));
+        }
+        self.tidy();
     }
 
-    fn run(&self, current: &Current) {
-        for sender in &current.senders {
-            drop(self.shared.tasks.spawn(Arc::clone(sender).run(current.stop.clone())));
-        }
-        let (store, names) = (self.shared.store.clone(), current.senders.iter().map(|sender| sender.name().to_owned()));
-        let names: Vec<String> = names.collect();
-        let tasks = self.shared.tasks.clone();
+    /// Removes the events of webhooks that are not in the config any more.
+    fn tidy(&self) {
+        let (current, store, tasks) = (Arc::clone(&self.current), self.shared.store.clone(), self.shared.tasks.clone());
         drop(self.shared.tasks.spawn(async move {
-            let names = move || store.events().keep_only(&names.iter().map(String::as_str).collect::<Vec<_>>());
-            match tasks.blocking(move || Ok(names()?)).await {
+            let tidied = tasks.blocking(move || {
+                let is_kept = |name: &str| {
+                    let current = current.read().unwrap_or_else(PoisonError::into_inner);
+                    current.senders.iter().any(|sender| sender.name() == name)
+                };
+                Ok(store.events().keep_only(is_kept)?)
+            });
+            match tidied.await {
                 Ok(removed) if removed.is_empty() => {}
                 Ok(removed) => tracing::warn!(webhooks = ?removed, "dropped the events of webhooks that were removed"),
                 Err(error) => tracing::error!(%error, "cannot drop the events of removed webhooks"),
@@ -83,19 +86,32 @@ impl Notifications {
         }));
     }
 
-    /// Uses another config from now on. Events that wait for a webhook go to the one of the same name.
+    /// Uses another config from now on. A webhook whose name stays keeps its events.
     ///
     /// # Errors
     /// As [`Self::new`]. The current config stays in use.
     pub(crate) fn set(&self, config: &config::Notifications, stop: &CancellationToken) -> io::Result<()> {
-        let new = Arc::new(Current::new(config, &self.shared, stop.child_token())?);
-        let old =
-            std::mem::replace(&mut *self.current.write().unwrap_or_else(PoisonError::into_inner), Arc::clone(&new));
-        old.stop.cancel();
-        let is_removed = |name: &str| new.senders.iter().all(|sender| sender.name() != name);
-        let removed = old.senders.iter().map(|sender| sender.name()).filter(|name| is_removed(name));
-        removed.for_each(|name| self.shared.metrics.webhooks.remove(name));
-        self.run(&new);
+        let targets = targets(config)?;
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let mut old = current.senders.clone();
+        let mut senders = Vec::new();
+        for target in targets.into_iter().map(Arc::new) {
+            let name = &target.client.webhook().name;
+            let sender = if let Some(index) = old.iter().position(|sender| sender.name() == name) {
+                let sender = old.swap_remove(index);
+                sender.set_target(target);
+                sender
+            } else {
+                let sender = Arc::new(Sender::new(target, Arc::clone(&self.shared)));
+                drop(self.shared.tasks.spawn(Arc::clone(&sender).run(stop.clone())));
+                sender
+            };
+            senders.push(sender);
+        }
+        old.iter().for_each(|sender| sender.removed.cancel());
+        *current = Arc::new(Current { config: config.clone(), senders });
+        drop(current);
+        self.tidy();
         Ok(())
     }
 
@@ -113,10 +129,14 @@ impl Notifications {
     /// After that, call [`Self::wake`].
     pub(crate) fn prepare(&self, event: &Event) -> Option<NewEvent> {
         let current = self.current();
-        let wanting = current.senders.iter().filter(|sender| sender.client.webhook().wants(event.kind));
-        let webhooks: Vec<_> = wanting.map(|sender| sender.name().to_owned()).collect();
-        let max_queued = current.config.max_queued;
-        (!webhooks.is_empty()).then(|| NewEvent { webhooks, body: event.body(&self.host), max_queued })
+        let wanting = current.senders.iter().filter(|sender| sender.wants(event.kind));
+        self.prepare_for(wanting.map(|sender| sender.name().to_owned()).collect(), event)
+    }
+
+    fn prepare_for(&self, webhooks: Vec<String>, event: &Event) -> Option<NewEvent> {
+        let max_queued = self.current().config.max_queued;
+        let body = || event.body(&self.host, &self.exporter);
+        (!webhooks.is_empty()).then(|| NewEvent { webhooks, body: body(), max_queued })
     }
 
     /// There may be new events in the database.
@@ -134,26 +154,50 @@ impl Notifications {
         self.wake();
     }
 
-    /// Records the state of a condition, `None` if it is as it should be, with the event that reports it. Returns whether
-    /// it is recorded. If not, the event is kept in memory.
-    pub(crate) fn set_condition(&self, condition: &str, state: Option<&str>, event: Option<&Event>) -> bool {
-        let new = event.and_then(|event| self.prepare(event));
-        let written = self.shared.store.events().set_condition(condition, state, new.as_ref());
-        if let (Err(error), Some((event, new))) = (&written, event.zip(new.as_ref())) {
-            self.keep_in_memory(event, new, &error.to_string());
+    /// Reports the state of a condition, `None` if it is as it should be, to each webhook of which `reported` says
+    /// something else. A webhook that does not want `event` hears nothing; that the condition is bad is not recorded for
+    /// it, so that it hears of it once it wants to. This blocks.
+    pub(crate) fn report(
+        &self,
+        reported: &mut ReportedConditions,
+        condition: &str,
+        state: Option<&str>,
+        event: Option<Event>,
+    ) {
+        let (mut changed, mut told) = (Vec::new(), Vec::new());
+        for sender in &self.current().senders {
+            let key = (sender.name().to_owned(), condition.to_owned());
+            let wants = event.as_ref().is_some_and(|event| sender.wants(event.kind));
+            if reported.get(&key).map(String::as_str) == state || (state.is_some() && !wants) {
+                continue;
+            }
+            told.extend(wants.then(|| sender.name().to_owned()));
+            changed.push(sender.name().to_owned());
+            match state {
+                Some(state) => drop(reported.insert(key, state.to_owned())),
+                None => drop(reported.remove(&key)),
+            }
+        }
+        if changed.is_empty() {
+            return;
+        }
+        let new = event.as_ref().and_then(|event| self.prepare_for(told, event));
+        let written = self.shared.store.events().set_condition(&changed, condition, state, new.as_ref());
+        match (written, event.zip(new)) {
+            (Ok(()), _) => {}
+            // The next start reports the condition again.
+            (Err(error), Some((event, new))) => self.keep_in_memory(&event, &new, &error.to_string()),
+            (Err(error), None) => tracing::error!(condition, %error, "cannot record the state of a condition"),
         }
         self.wake();
-        written.is_ok()
     }
 
     fn keep_in_memory(&self, event: &Event, new: &NewEvent, error: &str) {
         let (kind, id) = (event.kind.as_str(), &event.id);
         tracing::error!(event = kind, id, error, "cannot write an event into the database; keeping it in memory");
-        for webhook in &new.webhooks {
-            if !self.shared.keep_in_memory(webhook, &new.body) {
-                tracing::error!(webhook, event = kind, id, "dropped an event: too many are in memory");
-                self.shared.metrics.webhooks.dropped(webhook, 1);
-            }
+        let current = self.current();
+        for sender in current.senders.iter().filter(|sender| new.webhooks.iter().any(|name| name == sender.name())) {
+            sender.keep_in_memory(id, &new.body);
         }
     }
 
@@ -175,7 +219,7 @@ impl Notifications {
         let event = Event::new(EventKind::Test, &api::TestEvent { user: session.subject().to_owned() });
         let mut attempts = JoinSet::new();
         for (index, sender) in senders.into_iter().enumerate() {
-            let (id, body) = (event.id.clone(), event.body(&self.host));
+            let (id, body) = (event.id.clone(), event.body(&self.host, &self.exporter));
             attempts.spawn(async move {
                 let (delivered, result) = sender.send_now(&id, body).await;
                 (index, api::TestedWebhook { name: sender.name().to_owned(), delivered, result })
@@ -192,11 +236,11 @@ impl Notifications {
     /// [`Error::Store`].
     pub(crate) fn status(&self) -> Result<Vec<api::WebhookStatus>, Error> {
         let describe = |sender: &Arc<Sender>| {
-            let waiting = self.shared.store.events().waiting(sender.name())?;
-            let state = sender.state();
+            let waiting = sender.waiting()?;
+            let (target, state) = (sender.target(), sender.state());
             Ok(api::WebhookStatus {
                 name: sender.name().to_owned(),
-                origin: sender.client.webhook().origin.clone(),
+                origin: target.client.webhook().origin.clone(),
                 queued: waiting.queued,
                 dropped: waiting.dropped,
                 last_success: state.last_success.map(api::time),
@@ -212,14 +256,11 @@ impl Notifications {
     }
 }
 
-impl Current {
-    fn new(config: &config::Notifications, shared: &Arc<Shared>, stop: CancellationToken) -> io::Result<Self> {
-        let sender = |webhook: &config::Webhook| {
-            let client = Client::new(webhook.clone())
-                .map_err(|error| io::Error::other(format!("the webhook {}: {error}", webhook.name)))?;
-            Ok(Arc::new(Sender::new(client, Arc::clone(shared), config.retry_for)))
-        };
-        let senders = config.webhooks.iter().map(sender).collect::<io::Result<_>>()?;
-        Ok(Self { config: config.clone(), senders, stop })
-    }
+fn targets(config: &config::Notifications) -> io::Result<Vec<Target>> {
+    let target = |webhook: &config::Webhook| {
+        let client = Client::new(webhook.clone())
+            .map_err(|error| io::Error::other(format!("the webhook {}: {error}", webhook.name)))?;
+        Ok(Target { client, retry_for: config.retry_for, max_queued: config.max_queued })
+    };
+    config.webhooks.iter().map(target).collect()
 }

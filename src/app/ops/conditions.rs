@@ -1,6 +1,7 @@
 //! Conditions that change by themselves: looks at them, and tells webhooks when it gets bad and when it is good again.
 //!
-//! The last reported state of each condition is in the database. So a restart reports nothing twice.
+//! The state of each condition that was last reported to a webhook is in the database. So a restart reports nothing twice,
+//! and a new webhook hears of what is bad already.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,13 +22,27 @@ use crate::app::tasks::{Service, Tasks, rounds};
 use crate::config::Policy;
 use crate::model::EventKind;
 use crate::repository::{Mounted, Repository};
-use crate::store::Store;
+use crate::store::{ReportedConditions, Store};
 
 /// The time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// A certificate is reported when it ends in fewer than these days; 0: when it has ended.
 const STAGES: [i64; 4] = [0, 1, 7, 30];
+
+/// A repository that cannot be used in so many rounds in succession is reported: under load it may be slow for a moment.
+const UNAVAILABLE_ROUNDS: u32 = 3;
+
+/// What earlier rounds have seen.
+#[derive(Default)]
+struct Seen {
+    /// The reported states of conditions, once they were read. A condition that is as it should be has none.
+    reported: Option<ReportedConditions>,
+    /// The same for the time until then.
+    unread: ReportedConditions,
+    /// Repository → rounds in succession in which it could not be used.
+    unavailable: HashMap<String, u32>,
+}
 
 /// Looks for changes of conditions.
 pub(crate) struct Conditions {
@@ -37,8 +52,7 @@ pub(crate) struct Conditions {
     notifications: Arc<Notifications>,
     policy: Changeable<Policy>,
     store: Store,
-    /// The reported states of conditions, once they were read. A condition that is as it should be has none.
-    reported: Mutex<Option<HashMap<String, String>>>,
+    seen: Mutex<Seen>,
     soon: Notify,
     tasks: Tasks,
 }
@@ -53,8 +67,8 @@ impl Conditions {
     pub(crate) fn new(common: &Common, database: Arc<Database>, warnings: Arc<Warnings>) -> Self {
         let Common { inventory, admission, notifications, store, tasks, .. } = common.clone();
         let policy = admission.policy.limits.clone();
-        let (reported, soon) = (Mutex::default(), Notify::new());
-        Self { inventory, database, warnings, notifications, policy, store, reported, soon, tasks }
+        let (seen, soon) = (Mutex::default(), Notify::new());
+        Self { inventory, database, warnings, notifications, policy, store, seen, soon, tasks }
     }
 
     /// Starts the next round at once.
@@ -82,16 +96,16 @@ impl Conditions {
         if !self.notifications.is_used() {
             return Ok(());
         }
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        let reported = match &mut *reported {
-            Some(known) => known,
-            // A damaged database is a condition too.
-            unread => unread.insert(self.store.events().conditions().unwrap_or_default()),
-        };
-        let mut round = Round { notifications: &self.notifications, reported };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let Seen { reported, unread, unavailable } = &mut *seen;
+        if let (None, Ok(read)) = (&reported, self.store.events().conditions()) {
+            *reported = Some(read);
+        }
+        // A damaged database is a condition too.
+        let mut round = Round { notifications: &self.notifications, reported: reported.as_mut().unwrap_or(unread) };
         self.look_at_database(&mut round);
         for (known, mounted) in self.inventory.repositories().with_mounts() {
-            self.look_at_repository(&mut round, known, mounted);
+            self.look_at_repository(&mut round, unavailable, known, mounted);
         }
         self.look_at_certificates(&mut round);
         Ok(())
@@ -102,12 +116,13 @@ impl Conditions {
         let is_damaged = self.database.is_damaged() || rebuilding;
         let data = api::DatabaseEvent { rebuilding };
         let kind = if is_damaged { EventKind::DatabaseDamaged } else { EventKind::DatabaseRecovered };
-        round.report("database", is_damaged.then_some("damaged"), || Event::new(kind, &data));
+        round.report("database", is_damaged.then_some("damaged"), Some(Event::new(kind, &data)));
     }
 
     fn look_at_repository(
         &self,
         round: &mut Round<'_>,
+        unavailable: &mut HashMap<String, u32>,
         known: &RepositoryState,
         mounted: Result<(&Repository, Mounted), String>,
     ) {
@@ -116,6 +131,8 @@ impl Conditions {
             Err(cause) => Some(cause.clone()),
             Ok((_, mounted)) => mounted.space.is_read_only.then(|| "is mounted read-only".to_owned()),
         };
+        let rounds = unavailable.entry(known.name.clone()).or_default();
+        *rounds = if mounted.is_ok() { 0 } else { rounds.saturating_add(1) };
         let limit = space.map(|space| self.notifications.low_space().of(space.total));
         let data = api::RepositoryEvent {
             id: known.name.clone(),
@@ -126,15 +143,17 @@ impl Conditions {
             min_free_bytes: space.map(|space| self.policy.get().min_free_space.of(space.total)),
             reason: reason.clone(),
         };
-        let kind = if reason.is_some() { EventKind::RepositoryUnavailable } else { EventKind::RepositoryAvailable };
-        let condition = format!("repository/{}", known.name);
-        round.report(&condition, reason.map(|_| "unavailable"), || Event::new(kind, &data));
+        if mounted.is_ok() || *rounds >= UNAVAILABLE_ROUNDS {
+            let kind = if reason.is_some() { EventKind::RepositoryUnavailable } else { EventKind::RepositoryAvailable };
+            let condition = format!("repository/{}", known.name);
+            round.report(&condition, reason.map(|_| "unavailable"), Some(Event::new(kind, &data)));
+        }
         // While it is unavailable, its space is unknown and stays as it was.
         let Some((space, limit)) = space.zip(limit) else { return };
         let condition = format!("space/{}", known.name);
-        let is_low = is_low(space.free, limit, round.reported.contains_key(&condition));
+        let is_low = is_low(space.free, (limit, space.total), round.is_reported(&condition));
         let kind = if is_low { EventKind::SpaceLow } else { EventKind::SpaceRecovered };
-        round.report(&condition, is_low.then_some("low"), || Event::new(kind, &data));
+        round.report(&condition, is_low.then_some("low"), Some(Event::new(kind, &data)));
     }
 
     fn look_at_certificates(&self, round: &mut Round<'_>) {
@@ -147,8 +166,9 @@ impl Conditions {
                 days_left: days_left.and_then(|days| u64::try_from(days).ok()).unwrap_or_default(),
             };
             let state = stage(days_left).map(|stage| format!("{end} {stage}"));
-            let event = || Event::new(EventKind::CertificateExpiring, &data);
-            round.report_if_bad(&format!("certificate/{key}"), state.as_deref(), event);
+            // That it was renewed is no event.
+            let event = state.is_some().then(|| Event::new(EventKind::CertificateExpiring, &data));
+            round.report(&format!("certificate/{key}"), state.as_deref(), event);
         }
     }
 }
@@ -156,37 +176,25 @@ impl Conditions {
 /// One look at the conditions.
 struct Round<'a> {
     notifications: &'a Notifications,
-    reported: &'a mut HashMap<String, String>,
+    reported: &'a mut ReportedConditions,
 }
 
 impl Round<'_> {
-    /// Reports a condition that has changed.
-    fn report(&mut self, condition: &str, state: Option<&str>, event: impl FnOnce() -> Event) {
-        self.change(condition, state, || Some(event()));
+    fn report(&mut self, condition: &str, state: Option<&str>, event: Option<Event>) {
+        self.notifications.report(self.reported, condition, state, event);
     }
 
-    /// As [`Self::report`], but a condition that is good again is only recorded.
-    fn report_if_bad(&mut self, condition: &str, state: Option<&str>, event: impl FnOnce() -> Event) {
-        self.change(condition, state, || state.is_some().then(event));
-    }
-
-    fn change(&mut self, condition: &str, state: Option<&str>, event: impl FnOnce() -> Option<Event>) {
-        if self.reported.get(condition).map(String::as_str) == state {
-            return;
-        }
-        // If that is not recorded, the event is in memory, and the next start reports the condition again.
-        self.notifications.set_condition(condition, state, event().as_ref());
-        match state {
-            Some(state) => self.reported.insert(condition.to_owned(), state.to_owned()),
-            None => self.reported.remove(condition),
-        };
+    /// Whether a webhook knows that the condition is bad.
+    fn is_reported(&self, condition: &str) -> bool {
+        self.reported.keys().any(|(_, other)| other == condition)
     }
 }
 
 /// Whether the free space is low. After that it has to grow by a fifth of the limit before it is not, so that space
-/// around the limit is reported once.
-fn is_low(free: u64, limit: u64, was_low: bool) -> bool {
-    free < if was_low { limit.saturating_add(limit / 5) } else { limit }
+/// around the limit is reported once. With a limit near the size of the repository, half of the rest is enough.
+fn is_low(free: u64, (limit, total): (u64, u64), was_low: bool) -> bool {
+    let margin = (limit / 5).min(total.saturating_sub(limit) / 2);
+    free < if was_low { limit.saturating_add(margin) } else { limit }
 }
 
 /// The lowest of [`STAGES`] that a certificate has reached.
@@ -205,11 +213,12 @@ mod tests {
     fn space_around_the_limit_is_reported_once() {
         let mut was_low = false;
         let states = [110, 100, 99, 100, 119, 120, 119, 100, 99].map(|free| {
-            was_low = is_low(free, 100, was_low);
+            was_low = is_low(free, (100, 1000), was_low);
             was_low
         });
         assert_eq!(states, [false, false, true, true, true, false, false, false, true]);
-        assert!(!is_low(0, 0, false) && !is_low(u64::MAX, u64::MAX, true), "0 is never low");
+        assert!(!is_low(0, (0, 1000), false) && !is_low(u64::MAX, (u64::MAX, u64::MAX), true), "0 is never low");
+        assert!(!is_low(98, (90, 100), true) && is_low(94, (90, 100), true), "an almost empty repository recovers");
     }
 
     #[test]

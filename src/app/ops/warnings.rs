@@ -36,15 +36,15 @@ struct Certificate {
 
 /// The warnings to operators.
 pub struct Warnings {
-    /// About the config, as it was at the start.
-    config: Option<String>,
+    /// About the config.
+    config: Mutex<Option<String>>,
     certificates: Mutex<Vec<Certificate>>,
     metrics: Arc<Metrics>,
 }
 
 impl Warnings {
     pub(crate) fn new(config: &Config, metrics: Arc<Metrics>) -> Self {
-        Self { config: readable_secrets(config), certificates: Mutex::default(), metrics }
+        Self { config: Mutex::new(readable_secrets(config)), certificates: Mutex::default(), metrics }
     }
 
     /// Reads when the certificates end. To be called whenever they are loaded.
@@ -65,6 +65,15 @@ impl Warnings {
         }
         *self.certificates.lock().unwrap_or_else(PoisonError::into_inner) = found;
         self.log();
+    }
+
+    /// Looks at the config again, which was reloaded.
+    pub fn reloaded(&self, config: &Config) {
+        let found = readable_secrets(config);
+        if let Some(warning) = &found {
+            tracing::warn!("{warning}");
+        }
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
 
     /// The certificates that the service uses: the key of the config, the file, and the end.
@@ -88,7 +97,8 @@ impl Warnings {
                 Some(_) => None,
             }
         });
-        self.config.iter().cloned().chain(ending).collect()
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        config.into_iter().chain(ending).collect()
     }
 
     fn log(&self) {

@@ -83,8 +83,8 @@ impl Service for Adopter {
 }
 
 impl Adopter {
-    pub(crate) fn new(common: &Common, files: Arc<FileOpener>, reconciler: Arc<Reconciler>, exporter: String) -> Self {
-        let Common { inventory, admission, store, tasks, .. } = common.clone();
+    pub(crate) fn new(common: &Common, files: Arc<FileOpener>, reconciler: Arc<Reconciler>) -> Self {
+        let Common { exporter, inventory, admission, store, tasks, .. } = common.clone();
         let vm_locks = Arc::clone(&admission.vm_locks);
         Self { inventory, files, vm_locks, reconciler, store, exporter, tasks }
     }

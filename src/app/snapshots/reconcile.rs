@@ -101,14 +101,8 @@ impl Service for Reconciler {
 }
 
 impl Reconciler {
-    pub(crate) fn new(
-        common: &Common,
-        files: Arc<FileOpener>,
-        removals: Arc<Removals>,
-        exporter: String,
-        soon: Arc<Notify>,
-    ) -> Self {
-        let Common { inventory, admission, store, tasks, .. } = common.clone();
+    pub(crate) fn new(common: &Common, files: Arc<FileOpener>, removals: Arc<Removals>, soon: Arc<Notify>) -> Self {
+        let Common { exporter, inventory, admission, store, tasks, .. } = common.clone();
         let vm_locks = Arc::clone(&admission.vm_locks);
         let findings = UnknownSnapshots { soon, ..UnknownSnapshots::default() };
         Self { inventory, files, removals, vm_locks, store, exporter, findings, tasks }

@@ -44,9 +44,9 @@ impl Snapshots {
         hooks: Arc<HookRunner>,
         removals: Arc<Removals>,
         reconciler: Arc<Reconciler>,
-        exporter: String,
     ) -> Self {
-        let Common { inventory, retention, admission, notifications, trail, metrics, store, tasks } = common.clone();
+        let Common { exporter, inventory, retention, admission, notifications, trail, metrics, store, tasks } =
+            common.clone();
         Self {
             inventory,
             retention,

@@ -1,5 +1,6 @@
 //! Databases of earlier programs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::*;
@@ -98,7 +99,8 @@ fn the_databases_of_schema_2_to_9_are_opened() {
         assert_eq!(revoked.log_ins, if schema < 8 { [].into() } else { [(8, 1_800_000_000)].into() });
         assert_eq!(store.sessions().renewable(1_700_000_000).unwrap(), usize::from(schema >= 8));
         // Of two events, the queue had room for one.
-        let (waiting, is_new) = (store.events().waiting("a").unwrap(), u64::from(schema >= 9));
+        let waiting = store.events().waiting("a", &BTreeMap::new()).unwrap();
+        let is_new = u64::from(schema >= 9);
         assert_eq!((waiting.queued, waiting.dropped), (is_new, is_new));
         assert_eq!(store.events().conditions().unwrap().len(), usize::from(schema >= 9));
         // Earlier programs recorded inodes before the files existed.
@@ -130,5 +132,5 @@ fn write_the_golden_database() {
     sessions.revoke(Revocation::LogIn { id: 8, user: "admin", until: 1_800_000_000 }, now).unwrap();
     sessions.revoke(Revocation::Before { user: Some("admin"), before_ms: 1_714_558_830_123 }, now).unwrap();
     sessions.begin(9, "admin", [9; 32], (1_714_558_831_000, 1_800_000_000), 1_714_558_831).unwrap();
-    store.events().set_condition("database", Some("damaged"), None).unwrap();
+    store.events().set_condition(&["a".to_owned()], "database", Some("damaged"), None).unwrap();
 }

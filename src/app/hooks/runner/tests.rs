@@ -52,10 +52,10 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
     let (metrics, trail) = (Arc::new(Metrics::default()), Arc::new(AuditTrail::default()));
     let (s, t, grace) = (store.clone(), tasks.clone(), config.policy.superseded_grace);
     let retention = Arc::new(Retention::new(Arc::clone(&inventory), s, grace, Arc::clone(&trail), t));
-    let notifications =
-        Notifications::new(&config.notifications, store.clone(), Arc::clone(&metrics), tasks.clone()).unwrap();
+    let (exporter, s, m, t) = ("one".to_owned(), store.clone(), Arc::clone(&metrics), tasks.clone());
+    let notifications = Notifications::new(&config.notifications, exporter.clone(), s, m, t).unwrap();
     let (admission, notifications) = (Arc::new(admission), Arc::new(notifications));
-    let common = Common { inventory, retention, admission, notifications, trail, metrics, store, tasks };
+    let common = Common { exporter, inventory, retention, admission, notifications, trail, metrics, store, tasks };
     let pending = Arc::new(PendingHooks::new(&common, Hooks::new(config.hooks.clone()).unwrap()));
     let runner = Arc::new(HookRunner::new(&common, Arc::clone(&pending)));
     let Common { inventory, admission, store, .. } = common;
