@@ -64,6 +64,7 @@ mod login_throttle;
 mod logs;
 mod long_comparisons;
 mod lost_database;
+mod lost_repository;
 mod metrics;
 mod monitoring;
 mod moving;
