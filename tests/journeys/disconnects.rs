@@ -239,3 +239,20 @@ fn an_adoption_is_recorded_although_its_client_leaves() {
     assert!(is_adopted(), "no request was read before its client left");
     eventually("it is in the audit", || other.log().contains("action=\"adopt\""));
 }
+
+#[test]
+fn a_copy_of_the_database_is_recorded_although_its_client_leaves() {
+    needs_root!();
+    let world = World::new(512);
+    let client = world.client();
+    for _ in 0..ATTEMPTS {
+        let before = lines(&world, "backup-db", "outcome=\"done\"");
+        let is_unanswered = send_and_leave(&world, "GET", "/database", &client.token, &json!({}));
+        let is_recorded = || lines(&world, "backup-db", "outcome=\"done\"") > before;
+        perhaps_within(Duration::from_secs(2), is_recorded);
+        if is_unanswered && is_recorded() {
+            return;
+        }
+    }
+    panic!("no request was read before its client left");
+}

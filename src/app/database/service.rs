@@ -224,9 +224,12 @@ impl Database {
     /// [`Refusal::TooManyCopies`], [`Error::NoRoomForCopy`], [`Error::Store`].
     pub async fn copy(self: &Arc<Self>, session: &Session) -> Result<DatabaseCopy, Error> {
         let actor = Actor::from(session);
-        let copy = self.make_copy().await;
-        actor.did("backup-db", "", &copy);
-        copy
+        self.detached(async move |database| {
+            let copy = database.make_copy().await;
+            actor.did("backup-db", "", &copy);
+            copy
+        })
+        .await
     }
 
     async fn make_copy(self: &Arc<Self>) -> Result<DatabaseCopy, Error> {
