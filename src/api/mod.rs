@@ -7,12 +7,14 @@ mod checksum;
 mod disk_map;
 mod error_code;
 pub mod formats;
+mod inventory;
 mod notification;
 mod request;
 mod session;
 mod status;
 mod ticket;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,7 @@ pub use capabilities::{Bounds, Capabilities, Limits};
 pub use checksum::Checksum;
 pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
+pub use inventory::{Repository, Vm, VmDisk};
 pub use notification::{
     CertificateEvent, DatabaseEvent, DeletionCause, EventDisk, FailureEvent, HookEvent, NOTIFICATION_SCHEMA,
     Notification, RepositoryEvent, SnapshotEvent, TestEvent, TestNotification, TestedWebhook, WebhookError,
@@ -30,7 +33,7 @@ pub use notification::{
 };
 
 pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
-pub use session::{Login, Refresh, Revoke, Revoked, SessionStatus, Token};
+pub use session::{CertificateUser, Login, Refresh, Revoke, Revoked, SessionStatus, Token};
 pub use status::{
     AuditHead, ConfigStatus, Confinement, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks,
     Queue, RepositoryStatus, ServiceStatus, SnapshotCost, TlsStatus,
@@ -53,116 +56,6 @@ pub enum Status {
     Error,
 }
 
-/// A virtual machine, or an entry that stands for the VMs of a repository that was never read.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-#[schema(example = json!({
-    "friendly_name": "web-1",
-    "name": "0004fb00000600000000000000000001",
-    "uuid": "0004fb00-0006-0000-0000-000000000001",
-    "disks": [{
-        "name": "system.img",
-        "path": "/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718/VirtualDisks/system.img",
-        "device_name": "xvda",
-        "snapshot_compatible": true,
-        "mode": "w",
-        "size": 10737418240_u64
-    }],
-    "snapshot_compatible": true,
-    "snapshots": ["6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d"],
-    "status": "ok"
-}))]
-pub struct Vm {
-    /// The name that users gave it.
-    pub friendly_name: String,
-    /// 32 hexadecimal digits; another text only for an entry without a usable definition.
-    pub name: String,
-    /// With dashes.
-    pub uuid: String,
-    /// In the order of the definition. Empty if the definition cannot be used.
-    pub disks: Vec<VmDisk>,
-    /// Whether a snapshot of it is possible.
-    pub snapshot_compatible: bool,
-    /// The ids of its snapshots, oldest first.
-    #[schema(value_type = Vec<formats::Id>)]
-    pub snapshots: Vec<String>,
-    /// `true` if it may have more snapshots, because the database is being rebuilt; otherwise missing.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub snapshots_incomplete: bool,
-    /// Whether its definition can be used. The original exporter lists only such VMs, without this field.
-    #[serde(default)]
-    #[schema(required)]
-    pub status: Status,
-    /// Why the definition is unusable, or why no snapshot is possible.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// The id of a repository that was never read. This entry then stands for all VMs in that repository, and has its id
-    /// as `name`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unavailable_repository: Option<String>,
-}
-
-/// A disk of a VM: a regular file in a repository.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct VmDisk {
-    /// The file name.
-    pub name: String,
-    /// The path in the definition.
-    pub path: String,
-    /// The device in the guest, such as `xvda`.
-    pub device_name: String,
-    /// Whether a snapshot includes it.
-    pub snapshot_compatible: bool,
-    /// `r`, `w`, or `w!` for a disk that several VMs share.
-    pub mode: String,
-    /// Size in bytes, if it is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub size: Option<u64>,
-    /// The name that users gave it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub friendly_name: Option<String>,
-    /// Id of its repository.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub repository: Option<String>,
-    /// Why it is not a disk, or why a snapshot leaves it out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub incompatible_reason: Option<String>,
-}
-
-/// A repository.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-pub struct Repository {
-    /// The key in ovs-agent's database, or the folder's name.
-    pub id: String,
-    /// The name that users gave it, if ovs-agent knows it.
-    #[schema(required)]
-    pub alias: Option<String>,
-    /// Where it is mounted; `null` if that is unknown.
-    #[schema(required)]
-    pub mount_point: Option<String>,
-    /// The type of the mounted file system, such as `ocfs2`.
-    #[schema(required)]
-    pub filesystem: Option<String>,
-    /// The manager that owns it, if ovs-agent knows it.
-    #[schema(required)]
-    pub manager_uuid: Option<String>,
-    /// Version of its layout, if ovs-agent knows it.
-    #[schema(required)]
-    pub version: Option<String>,
-    /// Whether its files can be cloned. The service tests this by cloning a file, and caches the result for a minute.
-    pub reflink: bool,
-    /// The size of the file system, bytes; `null` if none is mounted.
-    #[schema(required)]
-    pub total_bytes: Option<u64>,
-    /// Bytes that are available; `null` if nothing is mounted.
-    #[schema(required)]
-    pub free_bytes: Option<u64>,
-    /// `error` if nothing is mounted, or the mount differs from ovs-agent's database.
-    pub status: Status,
-    /// Why `status` is `error`, or `reflink` is `false`.
-    #[schema(required)]
-    pub reason: Option<String>,
-}
-
 /// A snapshot of the disks of a VM. With a comparison, what has changed since its base.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[schema(example = json!({
@@ -175,6 +68,7 @@ pub struct Repository {
     "hooks": [],
     "compare_to": "0e8f2b0a-77c3-4b57-8d0c-6a1d5f1f9e42",
     "labels": {"job": "nightly"},
+    "permissions": ["view", "read"],
     "disks": [{
         "parent_path": "/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718/VirtualDisks/system.img",
         "path": "/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718/CoriolisSnapshots/…/system.img",
@@ -235,6 +129,12 @@ pub struct Snapshot {
     /// Its description, which the user that created it has set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// What the user of the request may do with it: `view`, `read`, `delete_own` (only if the user created it),
+    /// `administer`; `create` is for others with its labels. Missing while the service cannot tell, because a rule names VMs
+    /// by friendly names, which it has not read yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pub permissions: Option<Vec<Cow<'static, str>>>,
     /// The VM's definition when the snapshot was planned; missing if the service does not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub definition: Option<Definition>,

@@ -51,6 +51,15 @@ pub struct Token {
     pub refresh_token: Option<SecretString>,
 }
 
+/// The user of a client certificate.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"user": "cert:ann"}))]
+pub struct CertificateUser {
+    /// `cert:` with a name of the certificate. `null`: a request without a token gets 401.
+    #[schema(required)]
+    pub user: Option<String>,
+}
+
 /// Whose tokens to revoke: those of `user`, or `all`.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
-use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, ORIGIN};
+use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use bytes::BytesMut;
 use http_body::Body as _;
@@ -21,6 +20,7 @@ use serde::de::DeserializeOwned;
 use super::Peer;
 use super::basic_token;
 use super::connection::Connection;
+use super::cross_site::is_cross_site;
 use super::failure::Failure;
 use super::forwarded::ForwardedFor;
 use super::request_id::{RequestId, logged_path};
@@ -28,9 +28,6 @@ use crate::app::{App, Error};
 use crate::auth::{BadToken, Requester, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
 use crate::tls::ClientCertificate;
-
-/// Fetch Metadata: what a browser says about the page that a request is for.
-const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// The session of a request. `super::authorization` has put it into the request, if the route needs a permission.
 #[derive(Clone)]
@@ -94,13 +91,6 @@ fn token(parts: &Parts) -> Option<Cow<'_, str>> {
         _ => None,
     };
     Some(token.unwrap_or_default())
-}
-
-/// Whether a browser may send the request for a page of another site. Browsers show the certificate of their user for
-/// these too, but they say so in headers that no page can change. Older ones send only `Origin`, and not with all.
-fn is_cross_site(headers: &HeaderMap) -> bool {
-    let mut sites = headers.get_all(SEC_FETCH_SITE).iter();
-    headers.contains_key(ORIGIN) || !sites.all(|site| site == "none" || site == "same-origin")
 }
 
 pub(super) fn requester(parts: &Parts) -> Requester {

@@ -13,6 +13,7 @@ mod body;
 mod connection;
 mod connections;
 mod create_body;
+mod cross_site;
 mod digest;
 mod disk_handlers;
 mod disk_response;

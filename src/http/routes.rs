@@ -56,6 +56,7 @@ fn table(metrics: MetricsRoute, has_docs: bool) -> Vec<(&'static str, Access, Me
         ("/api/v1/auth/login", Access::Open, post(session_handlers::login)),
         ("/api/v1/auth/refresh", Access::Open, post(session_handlers::refresh)),
         ("/api/v1/auth/logout", Access::NeedsToken, post(session_handlers::logout)),
+        ("/api/v1/auth/certificate", Access::Open, get(session_handlers::certificate)),
         ("/api/v1/auth/revoke", Access::NeedsForAll(Permission::Administer), post(session_handlers::revoke)),
         ("/api/v1/capabilities", view, get(handlers::capabilities)),
         ("/api/v1/adopt", Access::NeedsForAll(Permission::Administer), post(handlers::adopt)),

@@ -4,17 +4,19 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use secrecy::ExposeSecret;
 
 use super::connection::Connection;
+use super::cross_site::is_cross_site;
 use super::extract::{Authenticated, BearerToken, JsonBody, Origin};
 use super::failure::Failure;
 use super::json::Json;
 use crate::api;
-use crate::app::App;
 use crate::app::session::LogInRequest;
+use crate::app::{App, Error};
 use crate::auth::{ClientAddress, Credentials, Requester};
+use crate::tls::ClientCertificate;
 
 type AppState = State<Arc<App>>;
 
@@ -95,6 +97,29 @@ pub(super) async fn logout(
 ) -> Result<StatusCode, Failure> {
     app.sessions.log_out(&session, token.expose_secret()).await?;
     Ok(StatusCode::OK)
+}
+
+/// Shows whom the client's certificate names.
+///
+/// So a page asks whether its user has to log in. The answer is about the certificate of the connection, also if the request
+/// has a token. `user` is `null` without a certificate, and with one that no rule names.
+#[utoipa::path(
+    get, path = "/api/v1/auth/certificate", tag = "Log-ins", operation_id = "getCertificateUser",
+    responses(
+        (status = 200, description = "The user, if there is one.", body = api::CertificateUser),
+        (status = 403, description = "forbidden"),
+    ),
+)]
+pub(super) async fn certificate(
+    State(app): AppState,
+    certificate: Option<Extension<Arc<ClientCertificate>>>,
+    headers: HeaderMap,
+) -> Result<Json<api::CertificateUser>, Failure> {
+    if certificate.is_some() && is_cross_site(&headers) {
+        return Err(Error::CrossSite.into());
+    }
+    let session = certificate.and_then(|Extension(certificate)| app.sessions.of_certificate(&certificate).ok());
+    Ok(Json(api::CertificateUser { user: session.map(|session| session.subject().to_owned()) }))
 }
 
 /// Revokes the tokens of a user, or of all users.

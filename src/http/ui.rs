@@ -69,6 +69,7 @@ static FILES: LazyLock<Vec<File>> = LazyLock::new(|| {
         "dom.js",
         "format.js",
         "parts.js",
+        "rights.js",
         "login.js",
         "host.js",
         "attention.js",

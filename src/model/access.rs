@@ -31,6 +31,9 @@ pub enum Permission {
 impl Permission {
     pub const ALL: [Self; 6] = [Self::Metrics, Self::View, Self::Read, Self::Create, Self::DeleteOwn, Self::Administer];
 
+    /// Those that concern VMs and snapshots.
+    pub const OF_VMS: [Self; 5] = [Self::View, Self::Read, Self::Create, Self::DeleteOwn, Self::Administer];
+
     /// Its name in the API.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -180,6 +183,12 @@ impl Grants {
 
     pub fn permits(&self, permission: Permission, resource: &Resource<'_>) -> bool {
         self.with(permission).any(|grant| grant.includes(resource))
+    }
+
+    /// What the user may do with the VM or the snapshot. This compares it with each grant once.
+    pub fn permissions_on(&self, resource: &Resource<'_>) -> impl Iterator<Item = Permission> + use<> {
+        let roles: Vec<_> = self.0.iter().filter(|grant| grant.includes(resource)).map(|grant| grant.role).collect();
+        Permission::OF_VMS.into_iter().filter(move |permission| roles.iter().any(|role| role.permits(*permission)))
     }
 
     /// Whether the friendly names of VMs matter.

@@ -61,6 +61,51 @@ fn ask_with_ticket(world: &World, client: &Client, row: (&str, &str), of: (&str,
     Some(anonymous.send(anonymous.request(Method::GET, &path)))
 }
 
+/// What the documents tell the user about a VM and its snapshots is what the API permits.
+#[test]
+fn documents_tell_what_the_user_may_do() {
+    needs_root!();
+    let rules = ["test-vm", "test-labels"].map(|name| rule(name, "viewer", "")).concat()
+        + &rule("test-vm", "operator", "vms = [\"db-*\"]")
+        + &rule("test-labels", "reader", "labels = { job = \"nightly\" }")
+        + &rule("test-labels", "metrics", "");
+    let world = world(&rules);
+    let admin = world.client();
+    let nightly = text(&create(&admin, VM, &json!({"labels": {"job": "nightly"}})).ok()["id"]);
+    let plain = admin.take_snapshot_id();
+    let other = text(&create(&admin, OTHER_VM, &json!({})).ok()["id"]);
+    let (all, operator) = (
+        json!(["view", "read", "create", "delete_own", "administer"]),
+        json!(["view", "read", "create", "delete_own"]),
+    );
+    let (reader, viewer) = (json!(["view", "read"]), json!(["view"]));
+    for (name, vms, snapshots) in [
+        ("test-vm", [&viewer, &operator], [&viewer, &viewer, &operator]),
+        ("test-labels", [&reader, &reader], [&reader, &viewer, &viewer]),
+        ("test-admin", [&all, &all], [&all, &all, &all]),
+    ] {
+        let client = user(&world, name);
+        let listed = client.get("/vms").ok();
+        for (vm, expected) in [VM, OTHER_VM].into_iter().zip(vms) {
+            let in_list = listed.as_array().unwrap().iter().find(|document| document["name"] == vm).unwrap();
+            assert_eq!(&in_list["permissions"], expected, "{name} {vm}");
+            assert_eq!(&client.get(&format!("/vms/{vm}")).ok()["permissions"], expected, "{name} {vm}");
+        }
+        for ((vm, id), expected) in [(VM, &nightly), (VM, &plain), (OTHER_VM, &other)].into_iter().zip(snapshots) {
+            let path = format!("/vms/{vm}/snapshots");
+            let listed = client.get(&format!("{path}?chunks=false")).ok();
+            let in_list = listed.as_array().unwrap().iter().find(|document| document["id"] == **id).unwrap();
+            assert_eq!(&in_list["permissions"], expected, "{name} {id}");
+            let alone = client.get(&format!("{path}/{id}?chunks=false")).ok();
+            assert_eq!(&alone["permissions"], expected, "{name} {id}");
+            let may_read = expected.as_array().unwrap().contains(&json!("read"));
+            assert_eq!(client.get(&format!("{path}/{id}")).status, if may_read { 200 } else { 403 }, "{name} {id}");
+        }
+    }
+    let made = create(&user(&world, "test-vm"), OTHER_VM, &json!({})).ok();
+    assert_eq!(made["permissions"], operator);
+}
+
 #[test]
 fn each_route_answers_each_role_as_documented() {
     needs_root!();
@@ -79,7 +124,8 @@ fn each_route_answers_each_role_as_documented() {
         if ["/auth/refresh", "/auth/logout"].contains(&path.as_str()) {
             continue;
         }
-        let open = ["/auth/login", "/healthz", "/readyz", "/openapi.json"].contains(&path.as_str())
+        let open = ["/auth/login", "/auth/certificate", "/healthz", "/readyz", "/openapi.json"]
+            .contains(&path.as_str())
             || path.starts_with("/docs");
         let outside = ["/healthz", "/readyz", "/metrics"].contains(&path.as_str());
         let body = match (method.as_str(), path.rsplit('/').next().unwrap()) {

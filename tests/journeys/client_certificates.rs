@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use rustls::{ClientConfig, HandshakeKind};
+use serde_json::{Value, json};
 
 use crate::harness::access::{certificate_rule, lacks, rule};
 use crate::harness::{
@@ -199,6 +200,7 @@ fn pages_of_other_sites_cannot_use_the_certificate_of_a_browser() {
         let request = client.request(Method::POST, &path);
         client.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
     };
+    let own = format!("https://127.0.0.1:{}", world.exporter.port);
     for headers in [
         &[("Origin", "https://evil.example")][..],
         &[("Origin", "null")],
@@ -206,17 +208,47 @@ fn pages_of_other_sites_cannot_use_the_certificate_of_a_browser() {
         &[("Sec-Fetch-Site", "same-site")],
         &[("Sec-Fetch-Site", "none"), ("Sec-Fetch-Site", "cross-site")],
         &[("Sec-Fetch-Site", "same-origin"), ("Origin", "https://evil.example")],
+        &[("Sec-Fetch-Site", "same-origin"), ("Origin", "null")],
+        // An old browser, a form that is sent again, and another port of the host.
+        &[("Origin", &own)],
+        &[("Sec-Fetch-Site", "none"), ("Origin", &own)],
+        &[("Sec-Fetch-Site", "same-site"), ("Origin", &own)],
+        &[("Sec-Fetch-Site", "same-origin"), ("Origin", "https://127.0.0.1")],
     ] {
         let answer = ask(&client, headers);
         assert_eq!(answer.error(403), "forbidden", "{headers:?}");
         assert!(text(&answer.json()["details"]).contains("another site"), "{answer:?}");
     }
     assert!(client.snapshot_ids().is_empty());
-    for headers in [&[][..], &[("Sec-Fetch-Site", "none")], &[("Sec-Fetch-Site", "same-origin")]] {
+    for headers in [
+        &[][..],
+        &[("Sec-Fetch-Site", "none")],
+        &[("Sec-Fetch-Site", "same-origin")],
+        &[("Sec-Fetch-Site", "same-origin"), ("Origin", &own)],
+    ] {
         ask(&client, headers).ok();
     }
     // Only a page that knows the token can send it.
     ask(&world.client(), &[("Origin", "https://console.example")]).ok();
+}
+
+#[test]
+fn a_client_can_ask_whom_its_certificate_names() {
+    needs_root!();
+    let world = world("\"optional\"", false, &certificate_rule("known", "viewer"));
+    let path = "/auth/certificate";
+    for (name, user) in [("known", json!("cert:known")), ("other", Value::Null)] {
+        world.certificates.issue(name);
+        let mut client = Client::with_certificate(&world.exporter, &world.certificates, name);
+        assert_eq!(client.get(path).ok(), json!({"user": user}));
+        // Also if a token decides.
+        client.token = "no token".to_owned();
+        assert_eq!(client.get(path).ok(), json!({"user": user}));
+        let request = client.request(Method::GET, &format!("/api/v1{path}")).header("Sec-Fetch-Site", "cross-site");
+        assert_eq!(client.send(request).error(403), "forbidden");
+    }
+    assert_eq!(world.anonymous_client().get(path).ok(), json!({"user": null}));
+    assert_eq!(Client::local(&world.exporter).get(path).ok(), json!({"user": null}));
 }
 
 #[test]

@@ -115,6 +115,7 @@ mod touched_file_evidence;
 mod touched_files;
 mod two_services;
 mod ui;
+mod ui_certificates;
 mod unfinished_snapshots;
 mod unmounted_repository;
 mod unreachable_guests;

@@ -20,7 +20,7 @@ const HOSTILE: &str = "<img src=x onerror=\"window.hit=1\"><script>window.hit=1<
 const LONG: &str =
     "a-database-server-with-a-name-that-goes-on-and-on-and-has-no-place-where-it-could-be-broken-into-lines";
 
-fn root() -> &'static Path {
+pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
@@ -28,8 +28,23 @@ fn python() -> PathBuf {
     root().join("target/browser/bin/python")
 }
 
-fn chromium() -> bool {
-    Path::new("/usr/bin/chromium").is_file()
+pub fn has_browser() -> bool {
+    python().is_file() && Path::new("/usr/bin/chromium").is_file()
+}
+
+/// Runs a script of the folder `ui`, which does its steps in a browser, with the interpreter that has Playwright.
+pub fn run_steps(world: &World, command: &mut Command, script: &str, input: &Value) {
+    let output = command
+        .arg(python())
+        .arg(root().join("tests/journeys/ui").join(script))
+        .arg(input.to_string())
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{printed}\n{errors}\n---- service ----\n{}", world.exporter.log());
+    assert!(printed.ends_with("all done\n"), "{printed}");
 }
 
 fn ask(world: &World, path: &str) -> Answer {
@@ -112,7 +127,10 @@ fn world() -> World {
         settings.jwt = "access_time_to_live = \"60s\"".to_owned();
         let rules = rule("test-viewer", "viewer", "")
             + &rule("test-reader", "reader", "")
-            + &rule("test-nobody", "metrics", "");
+            + &rule("test-nobody", "metrics", "")
+            + &["test-one-vm", "test-nightly"].map(|user| rule(user, "viewer", "")).concat()
+            + &rule("test-one-vm", "operator", &format!("vms = [{OTHER_VM:?}]"))
+            + &rule("test-nightly", "operator", "labels = { job = \"nightly\" }");
         settings.sections = format!("[access]\n{rules}");
     });
     let disks = world.define_vm(&[("system.img", 256 * MB), ("data.img", 64 * MB)]);
@@ -130,7 +148,7 @@ fn world() -> World {
 #[test]
 fn page_works_in_a_browser() {
     needs_root!();
-    needs!(python().is_file() && chromium(), "chromium and playwright: make deps-test");
+    needs!(has_browser(), "chromium and playwright: make deps-test");
     let world = world();
     let client = world.client();
     let data = world.repository.join("VirtualDisks/system.img");
@@ -154,14 +172,5 @@ fn page_works_in_a_browser() {
         "snapshots": [first, second, third],
         "pictures": root().join("target/ui"),
     });
-    let output = Command::new(python())
-        .arg(root().join("tests/journeys/ui/page.py"))
-        .arg(input.to_string())
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .output()
-        .unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{printed}\n{errors}\n---- service ----\n{}", world.exporter.log());
-    assert!(printed.ends_with("all done\n"), "{printed}");
+    run_steps(&world, &mut Command::new("env"), "page.py", &input);
 }

@@ -43,8 +43,8 @@ pub enum Error {
     NotAnOperator { uid: u32 },
     /// A browser sends it for a page of another site, with the certificate of its user.
     #[error(
-        "a web page of another site may not use the client's certificate; send a token, or a request without the header \
-         Origin and with no Sec-Fetch-Site but none or same-origin"
+        "a web page of another site may not use the client's certificate; send a token, or, without a browser, leave out \
+         the headers Origin and Sec-Fetch-Site"
     )]
     CrossSite,
     /// The user's roles do not permit it.

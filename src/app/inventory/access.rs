@@ -26,7 +26,10 @@ const NAMES_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Inventory {
     /// The view with the names that were read last, if they are not too old.
-    fn recent_view(&self, session: &Session) -> Result<View, Error> {
+    ///
+    /// # Errors
+    /// As [`Inventory::view`].
+    pub(crate) fn recent_view(&self, session: &Session) -> Result<View, Error> {
         let read = |has_older| {
             if has_older {
                 return Ok((&self.catalog.list_within(&self.repositories(), NAMES_PATIENCE)).into());

@@ -1,5 +1,6 @@
 //! The VMs and snapshots for which a user has a permission.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -95,11 +96,19 @@ impl View {
         self.session.grants().has_for_all(self.session.permission())
     }
 
-    pub(super) fn permits(&self, permission: Permission, vm: &VmId, annotations: Option<&Annotations>) -> bool {
+    fn resource<'a>(&'a self, vm: &'a VmId, annotations: Option<&'a Annotations>) -> Resource<'a> {
         let vm_name = self.names.as_ref().and_then(|names| names.by_id.get(vm)).map(String::as_str);
-        self.session
-            .grants()
-            .permits(permission, &Resource { vm, vm_name, labels: annotations.map(Annotations::labels) })
+        Resource { vm, vm_name, labels: annotations.map(Annotations::labels) }
+    }
+
+    pub(super) fn permits(&self, permission: Permission, vm: &VmId, annotations: Option<&Annotations>) -> bool {
+        self.session.grants().permits(permission, &self.resource(vm, annotations))
+    }
+
+    /// What the user may do with the VM, or with a snapshot of it that has these annotations, as names of the API.
+    pub(crate) fn permissions(&self, vm: &VmId, annotations: Option<&Annotations>) -> Vec<Cow<'static, str>> {
+        let permitted = self.session.grants().permissions_on(&self.resource(vm, annotations));
+        permitted.map(|permission| permission.as_str().into()).collect()
     }
 
     pub(crate) fn includes_vm(&self, vm: &VmId) -> bool {

@@ -7,7 +7,7 @@ use crate::app::Error;
 use crate::app::cancellation::Cancellation;
 use crate::app::common::Common;
 use crate::app::compare::{self, Comparisons, DiskMap, MapOptions, check_bases};
-use crate::app::inventory::Inventory;
+use crate::app::inventory::{Inventory, View};
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
@@ -97,7 +97,8 @@ impl Documents {
                 Ok(DiskDocument { disk: documents.describe_disk(listed, disk), map: MapDocument::of(map, options.map) })
             });
             let disks = disks.collect::<Result<_, Error>>()?;
-            let mut document = documents.describe(&snapshot, options);
+            let view = documents.inventory.recent_view(&session).ok();
+            let mut document = documents.describe(&snapshot, options, view.as_ref());
             document.compare_to = base.as_ref().map(|base| base.id.to_string());
             document.reverse = options.map.reverse;
             Ok(SnapshotDocument { snapshot: document, disks, in_use })
@@ -112,15 +113,19 @@ impl Documents {
     /// [`Error::SnapshotGone`] if one was deleted at once.
     pub async fn new_ones(
         self: &Arc<Self>,
-        _session: &Session,
+        session: &Session,
         snapshots: Vec<Snapshot>,
         options: DocumentOptions,
         cancellation: Cancellation,
     ) -> Result<Vec<SnapshotDocument>, Error> {
+        let session = session.clone();
         self.blocking(move |documents| {
+            let view = documents.inventory.recent_view(&session).ok();
             let describe = |snapshot: Snapshot| {
                 let in_use = documents.retention.hold_existing(snapshot.id).into_iter().collect();
-                documents.describe_whole(&snapshot, options, in_use, &cancellation).ok_or(Error::SnapshotGone)
+                documents
+                    .describe_whole(&snapshot, options, view.as_ref(), in_use, &cancellation)
+                    .ok_or(Error::SnapshotGone)
             };
             snapshots.into_iter().map(describe).collect()
         })
@@ -155,12 +160,13 @@ impl Documents {
             snapshots.retain(|snapshot| labels.iter().all(|label| label.selects(&snapshot.annotations)));
             // A snapshot that is visible is never left out of the list, so a list that needs more is refused.
             snapshots.iter().try_for_each(|snapshot| documents.inventory.check_snapshot(&session, snapshot))?;
-            Ok(snapshots.into_iter().map(hold).collect::<Vec<_>>())
+            Ok((snapshots.into_iter().map(hold).collect::<Vec<_>>(), visible))
         });
         // The documents are created lazily, so that few files are open at a time.
-        let (documents, snapshots) = (Arc::clone(self), snapshots.await?.into_iter());
-        let describe = move |(snapshot, in_use)| documents.describe_whole(&snapshot, options, in_use, &cancellation);
-        Ok(snapshots.filter_map(describe))
+        let (documents, (snapshots, view)) = (Arc::clone(self), snapshots.await?);
+        let describe =
+            move |(snapshot, in_use)| documents.describe_whole(&snapshot, options, Some(&view), in_use, &cancellation);
+        Ok(snapshots.into_iter().filter_map(describe))
     }
 
     /// A document without a comparison. The rest of a disk that cannot be read is listed as data. Returns nothing if
@@ -169,6 +175,7 @@ impl Documents {
         &self,
         snapshot: &Snapshot,
         options: DocumentOptions,
+        view: Option<&View>,
         in_use: Vec<InUse>,
         cancellation: &Cancellation,
     ) -> Option<SnapshotDocument> {
@@ -177,11 +184,11 @@ impl Documents {
             Some(DiskDocument { disk: self.describe_disk(snapshot, disk), map: MapDocument::of(map, options.map) })
         });
         let disks = disks.collect::<Option<_>>()?;
-        Some(SnapshotDocument { snapshot: self.describe(snapshot, options), disks, in_use })
+        Some(SnapshotDocument { snapshot: self.describe(snapshot, options, view), disks, in_use })
     }
 
     /// A snapshot without its disks.
-    fn describe(&self, snapshot: &Snapshot, options: DocumentOptions) -> api::Snapshot {
+    fn describe(&self, snapshot: &Snapshot, options: DocumentOptions, view: Option<&View>) -> api::Snapshot {
         let retention = self.store.retentions().of(snapshot.id).unwrap_or_else(|error| {
             tracing::error!(snapshot = %snapshot.id, %error, "cannot read the snapshot's expiry and leases");
             retention::Retention::default()
@@ -211,6 +218,7 @@ impl Documents {
             },
             labels: snapshot.annotations.labels().clone(),
             description: snapshot.annotations.description().map(str::to_owned),
+            permissions: view.map(|view| view.permissions(&snapshot.vm, Some(&snapshot.annotations))),
             definition,
             disks: Vec::new(),
         }

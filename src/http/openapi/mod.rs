@@ -46,6 +46,7 @@ pub(super) type Route = (&'static str, &'static str, Access);
         session_handlers::login,
         session_handlers::refresh,
         session_handlers::logout,
+        session_handlers::certificate,
         session_handlers::revoke,
         handlers::capabilities,
         handlers::adopt,
@@ -107,6 +108,7 @@ mod tests {
         read_example::<api::Login>();
         read_example::<api::Refresh>();
         read_example::<api::Token>();
+        read_example::<api::CertificateUser>();
         read_example::<api::Revoke>();
         read_example::<api::Revoked>();
         read_example::<api::Vm>();

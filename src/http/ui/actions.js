@@ -78,9 +78,20 @@ function of(snapshot, ...rest) {
   return path("vms", snapshot.vm_id, "snapshots", snapshot.id, ...rest);
 }
 
+function labelsOf(text) {
+  const pairs = text.split(",").map((pair) => pair.trim()).filter(Boolean);
+  return Object.fromEntries(
+    pairs.map((pair) => {
+      const [key, ...value] = pair.split("=");
+      return [key.trim(), value.join("=").trim()];
+    }),
+  );
+}
+
 export function createSnapshot(vm, { limits }, done) {
   const description = h("input", { maxlength: 1024, autocomplete: "off" });
   const ttl = h("input", { autocomplete: "off", placeholder: "72h" });
+  const labels = h("input", { autocomplete: "off", spellcheck: "false", placeholder: "job=nightly" });
   const quiesce = h(
     "select",
     {},
@@ -94,6 +105,7 @@ export function createSnapshot(vm, { limits }, done) {
     const body = { quiesce: quiesce.value };
     if (description.value.trim()) body.description = description.value.trim();
     if (ttl.value.trim()) body.ttl = ttl.value.trim();
+    if (labels.value.trim()) body.labels = labelsOf(labels.value);
     const text = JSON.stringify(body);
     if (sent?.text !== text) sent = { text, key: crypto.randomUUID() };
     return request("POST", `${path("vms", vm.name, "snapshots")}?chunks=false`, {
@@ -118,6 +130,7 @@ export function createSnapshot(vm, { limits }, done) {
     fields: [
       field("description", "Description", description, "Optional. What the snapshot is for."),
       field("ttl", "Keep for", ttl, `Such as 72h or 30m. If it is empty: ${kept}.`),
+      field("labels", "Labels", labels, "Such as job=nightly, env=test. Your role may be limited to some of them."),
       field("quiesce", "Guest", quiesce),
     ],
     confirm: "Create the snapshot",

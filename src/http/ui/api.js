@@ -4,7 +4,11 @@ const BASE = "/api/v1";
 // Renew this long before a token ends.
 const MARGIN_MS = 60_000;
 
+// For the question whether a certificate names a user. The page starts without an answer too.
+const CERTIFICATE_MS = 10_000;
+
 // The log-in. A renewal replaces its tokens; the object stays, so an answer that comes after another log-in is not kept.
+// It has no tokens if the browser's certificate names the user.
 let session = null;
 let onEnd = () => {};
 
@@ -16,7 +20,7 @@ export class ApiError extends Error {
   }
 }
 
-// Sets what happens when the log-in has ended.
+// Sets what happens when the log-in has ended. The callback gets whether it was by a certificate.
 export function whenEnded(callback) {
   onEnd = callback;
 }
@@ -33,7 +37,8 @@ async function send(method, path, { body, headers, signal, token, keepalive } = 
       signal,
       keepalive,
       cache: "no-store",
-      credentials: "omit",
+      // With "omit" browsers show no certificate (Fetch standard; Chromium does). There are no cookies.
+      credentials: "same-origin",
       redirect: "error",
       referrerPolicy: "no-referrer",
     });
@@ -79,17 +84,32 @@ export async function logIn(username, password) {
   session = tokensOf(await send("POST", "/auth/login", { body: { username, password, refresh: true } }));
 }
 
+// The user whom the certificate of this browser names; `null` if there is none.
+export async function certificateUser() {
+  const { user } = await send("GET", "/auth/certificate", { signal: AbortSignal.timeout(CERTIFICATE_MS) });
+  return user;
+}
+
+export function useCertificate() {
+  session = { renewAt: Infinity };
+}
+
+export function isByCertificate() {
+  return session !== null && session.token === undefined;
+}
+
 // Ends the log-in at the service too. `keepalive`: the page is being closed.
 export async function logOut({ keepalive = false } = {}) {
   if (!session) return;
   const { token } = session;
   session = null;
-  await send("POST", "/auth/logout", { token, keepalive });
+  if (token) await send("POST", "/auth/logout", { token, keepalive });
 }
 
-function end(error) {
+function end() {
+  const wasByCertificate = isByCertificate();
   session = null;
-  onEnd(error);
+  onEnd(wasByCertificate);
 }
 
 // A refresh token can be used once, so requests share one renewal. Without an answer it is sent again: if it was used,
@@ -115,7 +135,7 @@ export async function request(method, path, options = {}) {
     if (Date.now() >= own.renewAt) await renew(own);
     return await send(method, path, { ...options, token: own.token });
   } catch (error) {
-    if (error.status === 401 && session === own) end(error);
+    if (error.status === 401 && session === own) end();
     throw error;
   }
 }

@@ -5,6 +5,7 @@ import { deleteSnapshot, endLease, takeLease } from "./actions.js";
 import { address, h, name } from "./dom.js";
 import { bytes, count, exactBytes, relative, time } from "./format.js";
 import { ago, badge, facts, meter, moment, table } from "./parts.js";
+import { may, mayDelete, sumsOf } from "./rights.js";
 
 // How many snapshots are measured without being asked: each needs the maps of two snapshots.
 export const MEASURED_AT_ONCE = 30;
@@ -13,7 +14,16 @@ export function newFigures() {
   return { data: new Map(), increments: new Map(), exclusive: new Map() };
 }
 
-// Reads the sizes of the newest `most` snapshots, one request after the other, and calls `changed` after each answer.
+// Those that can be compared with the one before, newest first.
+export function comparable(snapshots) {
+  const both = (at) => at > 0 && may(snapshots[at], "read") && may(snapshots[at - 1], "read");
+  return snapshots
+    .map((snapshot, at) => ({ id: snapshot.id, base: snapshots[at - 1]?.id, can: both(at) }))
+    .filter(({ can }) => can)
+    .reverse();
+}
+
+// Reads the sizes of the newest `most` increments, one request after the other, and calls `changed` after each answer.
 // Sizes are those of the file system's maps: contents are not compared, which would read the disks.
 export async function measure(vm, snapshots, most, figures, signal, changed) {
   const route = path("vms", vm, "snapshots");
@@ -22,14 +32,13 @@ export async function measure(vm, snapshots, most, figures, signal, changed) {
     return { error };
   };
   if (!figures.data.size) {
-    const sums = await get(`${route}?summary=true`, signal).catch(failed);
+    const sums = await sumsOf(vm, snapshots, signal).catch(failed);
     if (!sums.error) sums.forEach((snapshot) => figures.data.set(snapshot.id, dataOf(snapshot)));
     changed();
   }
-  for (let at = snapshots.length - 1; at > 0 && at >= snapshots.length - most; at -= 1) {
-    const { id } = snapshots[at];
+  for (const { id, base } of comparable(snapshots).slice(0, most)) {
     if (figures.increments.has(id)) continue;
-    const query = new URLSearchParams({ compareTo: snapshots[at - 1].id, summary: true, refine: 0, definition: false });
+    const query = new URLSearchParams({ compareTo: base, summary: true, refine: 0, definition: false });
     const compared = await get(`${route}/${id}?${query}`, signal).catch(failed);
     figures.increments.set(id, compared.error ? compared : incrementOf(compared));
     changed();
@@ -58,7 +67,7 @@ function incrementOf({ disks }) {
   };
 }
 
-// The list, newest first. `context` has the VM's name, what the user may do, and `done`.
+// The list, newest first. `context` has the VM's name, the user and the limits, and `done`.
 export function chain(snapshots, figures, context) {
   const largest = Math.max(1, ...[...figures.increments.values()].map((increment) => increment.data ?? 0));
   const items = snapshots.map((snapshot, at) => entry(snapshot, snapshots[at - 1], figures, largest, context));
@@ -97,7 +106,7 @@ function entry(snapshot, before, figures, largest, context) {
     h(
       "ul",
       { class: "disk-links" },
-      snapshot.disks.map((disk) => diskLinks(snapshot, before, disk, context)),
+      snapshot.disks.map((disk) => diskLinks(snapshot, before, disk)),
     ),
     more(snapshot, context),
   );
@@ -134,15 +143,15 @@ function size(snapshot, before, { data, increments, exclusive }, largest) {
     : null;
 }
 
-function diskLinks(snapshot, before, disk, { may }) {
+function diskLinks(snapshot, before, disk) {
   const map = address("vms", snapshot.vm_id, snapshot.id, disk.name);
-  const had = before?.disks.some((other) => other.name === disk.name);
+  const had = before && may(before, "read") && before.disks.some((other) => other.name === disk.name);
   return h(
     "li",
     {},
     h("span", { class: "disk-name" }, name(disk.name)),
     h("span", { class: "fine" }, bytes(disk.size)),
-    may("read") && disk.status !== "error"
+    may(snapshot, "read") && disk.status !== "error"
       ? [
           h("a", { href: map, "aria-label": `Map of ${disk.name} at ${time(snapshot.created_at)}` }, "Map"),
           had
@@ -160,13 +169,8 @@ function diskLinks(snapshot, before, disk, { may }) {
   );
 }
 
-function mayDelete(snapshot, { may, rights }) {
-  const folded = (user) => user.trim().toLowerCase();
-  return may("administer") || (may("delete_own") && folded(snapshot.created_by) === folded(rights.user));
-}
-
 function more(snapshot, context) {
-  const { vm, may, rights, done } = context;
+  const { vm, rights, done } = context;
   const at = time(snapshot.created_at);
   const button = (key, text, click, kind = "") =>
     h(
@@ -181,15 +185,15 @@ function more(snapshot, context) {
       text,
     );
   const buttons = [
-    may("read")
+    may(snapshot, "read")
       ? button("lease", "Take a lease", () =>
           takeLease(vm, snapshot, rights, (lease) => done(`The lease lasts until ${time(lease.expires_at)}.`)),
         )
       : null,
-    may("read") && snapshot.leased_until
+    may(snapshot, "read") && snapshot.leased_until
       ? button("end", "End the lease", () => endLease(vm, snapshot, () => done("Your lease has ended.")))
       : null,
-    mayDelete(snapshot, context)
+    mayDelete(snapshot, rights.user)
       ? button(
           "delete",
           "Delete",

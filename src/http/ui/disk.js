@@ -6,6 +6,7 @@ import { bytes, count, exactBytes, number, percent, shortId, time } from "./form
 import { DiskMap } from "./map.js";
 import { facts, heading, load, problem, table } from "./parts.js";
 import { DATA, readRanges } from "./ranges.js";
+import { may } from "./rights.js";
 
 const PARTS = 16;
 const LISTED = 50;
@@ -54,7 +55,7 @@ function render(snapshots, vmName, context) {
   if (!snapshot) throw new Error("There is no such snapshot any more.");
   const older = snapshots
     .slice(0, snapshots.indexOf(snapshot))
-    .filter((other) => other.disks.some((its) => its.name === disk));
+    .filter((other) => may(other, "read") && other.disks.some((its) => its.name === disk));
   const base = older.find((other) => other.id === since) ?? null;
   const words = base ? WORDS.changes : WORDS.map;
   const progress = h("div", { class: "measuring" });
@@ -122,7 +123,8 @@ function titled(snapshots) {
 }
 
 function choices(snapshots, snapshot, older, base, { vm, disk }) {
-  const others = snapshots.filter((other) => other.disks.some((its) => its.name === disk && its.status !== "error"));
+  const hasDisk = (other) => other.disks.some((its) => its.name === disk && its.status !== "error");
+  const others = snapshots.filter((other) => hasDisk(other) && (other === snapshot || may(other, "read")));
   const titles = titled(snapshots);
   const to = h(
     "select",

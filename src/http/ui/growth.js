@@ -5,11 +5,12 @@ import { spark, steps } from "./chart.js";
 import { address, h, name, replace } from "./dom.js";
 import { bytes, count, day, number } from "./format.js";
 import { heading, load, problem, section, table } from "./parts.js";
+import { may, sumsOf } from "./rights.js";
 
 // With more snapshots, their maps are read only on request.
 const READ_AT_ONCE = 60;
 
-export function showGrowth(page, { signal, may }) {
+export function showGrowth(page, { signal, rights }) {
   const body = h("div", {});
   page.append(
     heading(
@@ -18,7 +19,7 @@ export function showGrowth(page, { signal, may }) {
     ),
     body,
   );
-  if (!may("read")) {
+  if (!may(rights, "read")) {
     body.append(h("p", { class: "empty" }, "The sizes of snapshots need the role reader."));
     return;
   }
@@ -31,9 +32,9 @@ export function showGrowth(page, { signal, may }) {
 }
 
 function start(vms, repositories, signal) {
-  const some = vms.filter((vm) => vm.snapshots.length);
+  const some = vms.filter((vm) => vm.snapshots.length && may(vm, "read"));
   const total = some.reduce((sum, vm) => sum + vm.snapshots.length, 0);
-  if (!total) return h("p", { class: "empty" }, "No VM has a snapshot, so nothing is known yet.");
+  if (!total) return h("p", { class: "empty" }, "No VM has a snapshot that you may read, so nothing is known yet.");
   const result = h("div", {});
   const read = () => measure(result, some, repositories, signal);
   if (total <= READ_AT_ONCE) {
@@ -56,10 +57,7 @@ async function measure(result, vms, repositories, signal) {
   const failed = [];
   for (const vm of vms) {
     try {
-      read.push({
-        vm,
-        snapshots: (await get(`${path("vms", vm.name, "snapshots")}?summary=true`, signal)).filter(isKnown),
-      });
+      read.push({ vm, snapshots: (await sums(vm, signal)).filter(isKnown) });
     } catch (error) {
       if (signal.aborted || error.status === 401) return;
       failed.push({ vm, error });
@@ -91,6 +89,16 @@ async function measure(result, vms, repositories, signal) {
       ),
     ),
   );
+}
+
+async function sums(vm, signal) {
+  try {
+    return await get(`${path("vms", vm.name, "snapshots")}?summary=true`, signal);
+  } catch (error) {
+    if (error.status !== 403) throw error;
+    // The user may not read all of them.
+    return sumsOf(vm.name, await get(`${path("vms", vm.name, "snapshots")}?chunks=false`, signal), signal);
+  }
 }
 
 function isKnown(snapshot) {

@@ -1,11 +1,12 @@
 // The log-in.
 
 import { logIn, logOut } from "./api.js";
-import { h, replace } from "./dom.js";
+import { h, name, replace } from "./dom.js";
 import { problem } from "./parts.js";
 
-// Shows the form. `message` says why the last log-in has ended.
-export function showLogIn(container, message, done) {
+// Shows the form. `message` says why the last log-in has ended. `certificate` has the user whom the browser's certificate
+// names, and how to enter as that user. Returns how to show an error.
+export function showLogIn(container, message, done, certificate) {
   const user = h("input", {
     id: "username",
     name: "username",
@@ -24,22 +25,36 @@ export function showLogIn(container, message, done) {
   const button = h("button", { class: "primary", type: "submit" }, "Log in");
   const answer = h("div", { class: "answer" });
   if (message) answer.append(h("p", { class: "notice", role: "status" }, message));
-  const submit = async (event) => {
-    event.preventDefault();
-    button.disabled = true;
+  const fail = (error) => replace(answer, problem(error));
+  const attempt = async (work, refused) => {
+    button.disabled = goOn.disabled = true;
     try {
-      await logIn(user.value, password.value);
-      await done();
+      await work();
     } catch (error) {
-      // The password may be right, and the user have no role: then the log-in is of no use.
+      // The user may have no role: then the log-in is of no use.
       await logOut().catch(() => {});
-      replace(answer, problem(error));
-      password.value = "";
-      password.focus();
-    } finally {
-      button.disabled = false;
+      fail(error);
+      button.disabled = goOn.disabled = false;
+      refused();
     }
   };
+  const submit = (event) => {
+    event.preventDefault();
+    const work = async () => {
+      await logIn(user.value, password.value);
+      await done();
+    };
+    attempt(work, () => {
+      password.value = "";
+      password.focus();
+    });
+  };
+  const goOn = h(
+    "button",
+    { type: "button", on: { click: () => attempt(certificate.enter, () => goOn.focus()) } },
+    "Go on as ",
+    name(certificate?.user ?? ""),
+  );
   const form = h(
     "form",
     { class: "login", method: "post", on: { submit } },
@@ -58,7 +73,9 @@ export function showLogIn(container, message, done) {
     password,
     answer,
     button,
+    certificate ? [h("p", { class: "fine" }, "Or use the certificate of this browser, without a password:"), goOn] : null,
   );
   replace(container, form);
   user.focus();
+  return { fail };
 }

@@ -1,6 +1,6 @@
 // The page: log-in, navigation, and which view is shown.
 
-import { get, logOut, whenEnded } from "./api.js";
+import { certificateUser, get, isByCertificate, logOut, useCertificate, whenEnded } from "./api.js";
 import { address, h, name, replace } from "./dom.js";
 import { showDisk } from "./disk.js";
 import { showGrowth } from "./growth.js";
@@ -23,8 +23,10 @@ const content = document.getElementById("content");
 const bar = document.getElementById("bar");
 const navigation = document.getElementById("nav");
 
-// What the user may do. `null` before the log-in.
+// The capabilities, with what the user may do at least for some VMs. `null` before the log-in.
 let rights = null;
+// The user whom the browser's certificate names, or `null`.
+let certified = null;
 let current = new AbortController();
 
 // The view for the address: its parts, such as `#/vms/<vm>/<snapshot>/<disk>?since=<snapshot>`.
@@ -80,8 +82,7 @@ function show({ top = true } = {}) {
   const page = h("div", { class: "page" });
   content.replaceChildren(page);
   const { signal } = current;
-  const may = (permission) => rights.permissions.includes(permission);
-  view.show(page, { signal, rights, may, say, reload: () => show({ top: false }), ...view.parameters });
+  view.show(page, { signal, rights, say, reload: () => show({ top: false }), ...view.parameters });
   if (top) scrollTo(0, 0);
   content.querySelector("h1")?.focus({ preventScroll: true });
 }
@@ -89,9 +90,15 @@ function show({ top = true } = {}) {
 async function enter() {
   rights = await get("/capabilities");
   document.getElementById("host-name").textContent = location.hostname;
-  replace(document.getElementById("user"), name(rights.user));
+  const how = isByCertificate() ? h("span", { class: "how" }, "by certificate") : null;
+  replace(document.getElementById("user"), name(rights.user), how);
   bar.hidden = false;
   show();
+}
+
+function enterByCertificate() {
+  useCertificate();
+  return enter();
 }
 
 function leave(message) {
@@ -99,11 +106,32 @@ function leave(message) {
   bar.hidden = true;
   stop();
   document.title = `Log in · ${location.hostname}`;
-  showLogIn(content, message, enter);
+  return showLogIn(content, message, enter, certified && { user: certified, enter: enterByCertificate });
 }
 
-whenEnded(() => leave("The log-in has ended. Log in again to go on."));
+// A certificate that names a user needs no form.
+async function start() {
+  certified = await certificateUser().catch(() => null);
+  if (!certified) return leave();
+  try {
+    await enterByCertificate();
+  } catch (error) {
+    // No rule lets the user see anything.
+    await logOut();
+    leave().fail(error);
+  }
+}
+
+whenEnded((wasByCertificate) => {
+  if (!wasByCertificate) return leave("The log-in has ended. Log in again to go on.");
+  certified = null;
+  leave("The service does not accept the certificate of this browser any more. Log in to go on.");
+});
 document.getElementById("log-out").addEventListener("click", async () => {
+  if (isByCertificate()) {
+    await logOut();
+    return leave("A certificate has no log-in that could end: this browser still shows it. You can log in as another user.");
+  }
   // The service ends the log-in; if it cannot be reached, the tokens are forgotten here.
   await logOut().catch(() => {});
   leave("You have logged out.");
@@ -117,4 +145,4 @@ addEventListener("hashchange", () => show());
 addEventListener("pagehide", (event) => {
   if (!event.persisted) logOut({ keepalive: true }).catch(() => {});
 });
-leave();
+start();

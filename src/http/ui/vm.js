@@ -2,11 +2,12 @@
 
 import { get, path } from "./api.js";
 import { createSnapshot } from "./actions.js";
-import { MEASURED_AT_ONCE, chain, measure, newFigures } from "./chain.js";
+import { MEASURED_AT_ONCE, chain, comparable, measure, newFigures } from "./chain.js";
 import { bars, steps } from "./chart.js";
 import { h, name, replace } from "./dom.js";
 import { bytes, count, number, time } from "./format.js";
 import { heading, load, problem, section, table } from "./parts.js";
+import { may, readable } from "./rights.js";
 import { fitness } from "./vms.js";
 
 const DISKS = [
@@ -50,7 +51,7 @@ async function vmOrGone(vm, signal) {
 }
 
 function render(page, vm, snapshots, context) {
-  const { signal, rights, may, reload, say } = context;
+  const { signal, rights, reload, say } = context;
   if (vm.gone && !snapshots.length) throw vm.error;
   replace(page.querySelector("h1"), name(vm.friendly_name || vm.name));
   document.title = `${vm.friendly_name || vm.name} · ${location.hostname}`;
@@ -59,7 +60,7 @@ function render(page, vm, snapshots, context) {
     reload();
   };
   const create =
-    may("create") && vm.snapshot_compatible
+    may(vm, "create") && vm.snapshot_compatible
       ? h(
           "button",
           {
@@ -89,7 +90,7 @@ function render(page, vm, snapshots, context) {
   const figures = newFigures();
   const draw = () => {
     const open = new Set([...list.querySelectorAll("details[open]")].map((details) => details.dataset.details));
-    replace(list, chain(snapshots, figures, { vm: vm.friendly_name || vm.name, may, rights, done }));
+    replace(list, chain(snapshots, figures, { vm: vm.friendly_name || vm.name, rights, done }));
     list.querySelectorAll("details").forEach((details) => {
       details.open = open.has(details.dataset.details);
     });
@@ -97,26 +98,34 @@ function render(page, vm, snapshots, context) {
   };
   draw();
   const status = h("div", { class: "measuring" });
-  if (snapshots.length && may("read")) follow(status, snapshots, figures, vm.name, signal, draw, MEASURED_AT_ONCE);
-  else if (snapshots.length)
-    replace(status, h("p", { class: "fine" }, "The sizes of increments, and the maps of disks, need the role reader."));
+  const hidden = snapshots.length - readable(snapshots).length;
+  if (hidden < snapshots.length) follow(status, snapshots, figures, vm.name, signal, draw, MEASURED_AT_ONCE);
   return [
     about,
     section("Disks", table("Disks", DISKS, vm.disks, "No disk is known.")),
     section(
       count(snapshots.length, "snapshot"),
-      snapshots.length ? status : h("p", { class: "empty" }, "This VM has no snapshot."),
+      snapshots.length ? null : h("p", { class: "empty" }, "This VM has no snapshot."),
+      hidden
+        ? h("div", { class: "measuring" }, h("p", { class: "fine" }, unread(hidden, snapshots.length)))
+        : null,
+      status,
       list,
     ),
     growth,
   ];
 }
 
+function unread(hidden, all) {
+  const what = hidden === all ? "" : ` of ${count(hidden, "snapshot")}`;
+  return `The sizes of increments, and the maps of disks,${what} need the role reader.`;
+}
+
 async function follow(status, snapshots, figures, vm, signal, draw, most) {
   replace(status, h("p", { class: "loading", role: "status" }, "Reading the sizes…"));
   try {
     await measure(vm, snapshots, most, figures, signal, draw);
-    const left = snapshots.length - 1 - figures.increments.size;
+    const left = comparable(snapshots).length - figures.increments.size;
     const next = () => follow(status, snapshots, figures, vm, signal, draw, figures.increments.size + MEASURED_AT_ONCE);
     replace(
       status,

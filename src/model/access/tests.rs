@@ -142,6 +142,21 @@ fn any_target() -> impl Strategy<Value = (u8, &'static str, Option<Vec<(&'static
 
 proptest! {
     #[test]
+    fn all_permissions_on_something_are_those_that_it_permits(
+        rules in prop::collection::vec(any_rule(&["bob", "b*", "ann"]), 0..5),
+        default in prop::option::of(prop::sample::select(Role::ALL.to_vec())),
+        target in any_target(),
+    ) {
+        let rules = AccessRules::new(default, rules);
+        let (vm, labels) = (vm(target.0), target.2.as_deref().map(labels));
+        let resource = Resource { vm: &vm, vm_name: Some(target.1), labels: labels.as_ref() };
+        let grants = rules.grants_of(&user("bob"));
+        let mut expected = PERMISSIONS.to_vec();
+        expected.retain(|permission| *permission != Permission::Metrics && grants.permits(*permission, &resource));
+        prop_assert_eq!(grants.permissions_on(&resource).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
     fn rules_for_other_users_change_nothing(
         own in prop::collection::vec(any_rule(&["bob", "b*"]), 0..4),
         others in prop::collection::vec(any_rule(&["ann", "c*", "bobby"]), 0..4),

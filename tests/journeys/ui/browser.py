@@ -107,10 +107,14 @@ class User:
 class Api:
     """The API, without the page."""
 
-    def __init__(self, given, user="admin"):
+    def __init__(self, given, user="admin", certificate=None):
+        """With a certificate, a pair of files, there is no log-in."""
         self.base = given["url"] + "/api/v1"
         self.tls = ssl._create_unverified_context()  # the journey's authority is checked elsewhere
         self.token = None
+        if certificate:
+            self.tls.load_cert_chain(*certificate)
+            return
         self.token = self.call("POST", "/auth/login", {"username": user, "password": given["password"]})["token"]
 
     def call(self, method, path, body=None, token=None):
@@ -144,9 +148,11 @@ class Api:
         return data, zero, count
 
 
-def launch(playwright):
-    """No sandbox, because the tests run as root. The proxies of the host are for the internet."""
+def launch(playwright, home=None):
+    """No sandbox, because the tests run as root. The proxies of the host are for the internet. `home` has certificates."""
     environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    if home:
+        environment["HOME"] = str(home)
     return playwright.chromium.launch(
         executable_path=CHROMIUM, headless=True, env=environment,
         args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"],

@@ -7,6 +7,8 @@ import urllib.parse
 
 from playwright.sync_api import expect, sync_playwright
 
+import renewal
+import rights
 from browser import SCHEMES, SIZES, Api, User, launch
 
 GIVEN = json.loads(sys.argv[1])
@@ -117,6 +119,7 @@ def a_snapshot_is_made_and_deleted_with_the_keyboard_alone(browser, api):
     user = User(browser, GIVEN, "admin")
     user.open(VM_VIEW)
     page = user.page
+    expect(page.get_by_label("User name")).to_be_focused()
     page.keyboard.type("admin")
     page.keyboard.press("Tab")
     page.keyboard.type(GIVEN["password"])
@@ -369,7 +372,9 @@ def each_view_is_accessible(browser, api):
 STEPS = [
     a_refused_log_in_says_why, the_host_is_seen_and_names_are_texts, the_map_and_the_changes_are_those_of_the_api,
     a_snapshot_is_made_and_deleted_with_the_keyboard_alone, roles_limit_what_is_offered,
-    a_log_in_ends_at_the_service_too, a_million_ranges_are_drawn, two_fingers_zoom, a_hidden_page_asks_for_nothing,
+    rights.roles_for_some_vms_limit_what_is_offered, rights.roles_for_some_labels_limit_what_is_offered,
+    a_log_in_ends_at_the_service_too, renewal.a_renewal_that_is_cut_off_is_sent_again,
+    renewal.a_renewal_whose_answer_is_lost_ends_the_log_in, a_million_ranges_are_drawn, two_fingers_zoom, a_hidden_page_asks_for_nothing,
     a_download_is_followed, each_view_is_accessible,
 ]
 
