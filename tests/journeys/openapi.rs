@@ -189,6 +189,8 @@ fn service_answers_as_documented() {
         ("Ttl", pattern("^(none|([1-9][0-9]{0,2}h)?([1-9][0-9]?m)?([1-9][0-9]?s))$")),
         ("VmReference", Often(json!(VM))),
         ("DiskName", Often(json!("a.img"))),
+        // So that the test revokes all tokens in any case.
+        ("Revoke", Often(json!({"all": true}))),
         ("Login", Often(json!({"username": USER, "password": PASSWORD, "refresh": true}))),
     ];
     let folder = tempfile::tempdir().unwrap();
