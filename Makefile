@@ -267,8 +267,8 @@ check: rust deps-check hadolint mypy
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify
 	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py \
-		examples/webhooks/receiver.py tests/journeys/webhook_receiver.py tests/journeys/ui/browser.py tests/journeys/ui/page.py \
-		packaging/licences
+		examples/webhooks/receiver.py tests/journeys/webhook_receiver.py tests/journeys/webhook_example.py \
+		tests/journeys/ui/browser.py tests/journeys/ui/page.py packaging/licences
 	$(MYPY) --config-file examples/python/pyproject.toml examples/python/src
 	target/mypy/bin/ruff check --quiet examples/python
 

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import http.server
 import json
+import queue
 import ssl
 import sys
 import threading
@@ -25,6 +26,8 @@ MAX_BODY = 1 << 20
 # So many ids are remembered: an event that is delivered twice has the same one.
 MAX_IDS = 10_000
 TIMEOUT = 30
+# So many events wait for `take`. Of more, the service keeps the rest: it sends them again later.
+MAX_WAITING = 1000
 
 
 class BadSignature(Exception):
@@ -49,42 +52,68 @@ def verify(secrets, headers, body, now=None):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Checks requests, and passes each event on once."""
+    """Checks requests, and puts each event into the queue once. It answers before anything is done with the event,
+    because the service waits for the answer and would send the event again."""
 
     timeout = TIMEOUT
     protocol_version = "HTTP/1.1"
     secrets: list = []
     known_ids: collections.OrderedDict = collections.OrderedDict()
+    waiting: queue.Queue = queue.Queue(MAX_WAITING)
     lock = threading.Lock()
 
     def do_POST(self):
-        length = int(self.headers.get("content-length") or 0)
-        if not 0 < length <= MAX_BODY:
+        length = self.headers.get("content-length") or ""
+        if not length.isdecimal() or not 0 < int(length) <= MAX_BODY:
+            # The body stays unread, so no other request can follow it.
+            self.close_connection = True
             self.answer(413)
             return
-        body = self.rfile.read(length)
+        body = self.rfile.read(int(length))
         try:
             event_id = verify(self.secrets, self.headers, body)
+            event = json.loads(body)
         except (BadSignature, ValueError) as error:
             self.log_error("refused: %s", error)
             self.answer(401)
             return
+        self.answer(204 if self.put(event_id, event) else 503)
+
+    def put(self, event_id, event):
+        """Puts a new event into the queue. Returns whether there was room."""
         with self.lock:
             if event_id not in self.known_ids:
-                self.take(json.loads(body))
-                # Remembered only now: if this had failed, the event would have to come again.
+                try:
+                    self.waiting.put_nowait(event)
+                except queue.Full:
+                    return False
+                # Remembered only now: an event that found no room has to come again.
                 self.known_ids[event_id] = True
                 if len(self.known_ids) > MAX_IDS:
                     self.known_ids.popitem(last=False)
-        self.answer(204)
+        return True
 
-    def take(self, event):
-        """Does something with a new event: send a mail, open an incident."""
-        print(json.dumps(event), flush=True)
+    @staticmethod
+    def take(event):
+        """Does something with a new event: send a mail, open an incident. This may be slow. The service does not send the
+        event again: if it must not be lost when this program ends, `put` has to write it into a file."""
+        # In one piece, because the threads of requests write too.
+        print(json.dumps(event) + "\n", end="", flush=True)
+
+    @classmethod
+    def take_all(cls):
+        """Takes the events of the queue, one after the other, for ever."""
+        while True:
+            try:
+                cls.take(cls.waiting.get())
+            except Exception as error:  # The next event is taken in any case.
+                print(f"an event was lost: {error!r}\n", end="", file=sys.stderr, flush=True)
 
     def answer(self, status):
         self.send_response(status)
         self.send_header("content-length", "0")
+        if self.close_connection:
+            self.send_header("connection", "close")
         self.end_headers()
 
 
@@ -109,6 +138,7 @@ def serve(options, handler):
     # A client that connects and sends nothing must not keep others from connecting: the thread of the request does it.
     server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.daemon_threads = True
+    threading.Thread(target=handler.take_all, daemon=True).start()
     server.serve_forever()
 
 

@@ -84,10 +84,9 @@ pub enum DeletionCause {
 pub struct FailureEvent {
     /// Name of the VM.
     pub vm_id: String,
-    /// The snapshot that was being created when the service ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot_id: Option<String>,
-    /// The user that requested it.
+    /// The id that the snapshot would have had.
+    pub snapshot_id: String,
+    /// The user that requested it; absent if the service ended during the creation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// As in an error of the API; absent if the service ended during the creation.
@@ -97,7 +96,7 @@ pub struct FailureEvent {
     pub details: String,
 }
 
-/// Data of `hook.failed`.
+/// Data of `hook.failed` and `hook.recovered`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HookEvent {
     /// `snapshot-create` or `snapshot-delete`.
@@ -105,9 +104,9 @@ pub struct HookEvent {
     pub snapshot_id: String,
     /// Name of the VM.
     pub vm_id: String,
-    /// The failed calls.
+    /// Of `hook.failed`: the failed calls. Of `hook.recovered`: the calls that succeeded at last.
     pub hooks: Vec<HookRun>,
-    /// Whether failed post hooks are called again. Until one succeeds, the guest may still be frozen.
+    /// Whether failed post hooks are called again. Until they succeed, the guest may still be frozen.
     pub will_retry: bool,
 }
 

@@ -93,6 +93,7 @@ impl Hooks {
             succeeded: false,
             attempts: 0,
             failing_since_ms: None,
+            reported: false,
             call_prefix: uuid::Uuid::new_v4().to_string(),
             finished: Vec::new(),
         })

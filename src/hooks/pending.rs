@@ -42,6 +42,9 @@ pub struct PendingPostHooks {
     /// The time of the first failure, in milliseconds since 1970. `None` before it, and if an earlier version stored it.
     #[serde(default)]
     pub failing_since_ms: Option<i64>,
+    /// Whether webhooks were told that post hooks have failed.
+    #[serde(default)]
+    pub reported: bool,
     /// The prefix of the ids of its calls. Empty if an earlier version stored it.
     #[serde(rename = "id", default)]
     pub call_prefix: String,
@@ -62,10 +65,11 @@ impl PendingPostHooks {
     }
 
     /// The record of an operation of which no hook was called: what is still pending from earlier ones, if anything.
+    /// Their failure was reported then.
     pub fn of_earlier(self) -> Option<Self> {
         let programs = self.earlier;
         let hooks = Some(PendingHooks { programs, server: false });
-        let pending = Self { hooks, earlier: Vec::new(), attempts: 1, ..self };
+        let pending = Self { hooks, earlier: Vec::new(), attempts: 1, reported: true, ..self };
         (!pending.hooks.as_ref().is_some_and(PendingHooks::is_empty)).then_some(pending)
     }
 
@@ -120,6 +124,7 @@ mod tests {
             succeeded: true,
             attempts: 7,
             failing_since_ms: Some(1),
+            reported: true,
             call_prefix: "x".to_owned(),
             finished: vec![FinishedCall { id: "x.1".to_owned(), succeeded: true }],
         };
@@ -139,6 +144,7 @@ mod tests {
             succeeded: false,
             attempts: 0,
             failing_since_ms: None,
+            reported: false,
             call_prefix: String::new(),
             finished: Vec::new(),
             ..pending

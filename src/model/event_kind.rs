@@ -9,6 +9,7 @@ pub enum EventKind {
     SnapshotFailed,
     SnapshotDeleted,
     HookFailed,
+    HookRecovered,
     SpaceLow,
     SpaceRecovered,
     RepositoryUnavailable,
@@ -22,11 +23,12 @@ pub enum EventKind {
 
 impl EventKind {
     /// Those that happen by themselves.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::SnapshotCreated,
         Self::SnapshotFailed,
         Self::SnapshotDeleted,
         Self::HookFailed,
+        Self::HookRecovered,
         Self::SpaceLow,
         Self::SpaceRecovered,
         Self::RepositoryUnavailable,
@@ -42,6 +44,7 @@ impl EventKind {
             Self::SnapshotFailed => "snapshot.failed",
             Self::SnapshotDeleted => "snapshot.deleted",
             Self::HookFailed => "hook.failed",
+            Self::HookRecovered => "hook.recovered",
             Self::SpaceLow => "space.low",
             Self::SpaceRecovered => "space.recovered",
             Self::RepositoryUnavailable => "repository.unavailable",

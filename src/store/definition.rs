@@ -63,7 +63,7 @@ mod tests {
         assert!(store.adopt(&snapshot(3), Some(&definition)).unwrap());
         let found = |number| store.definition(SnapshotId::from_u128(number)).unwrap();
         assert_eq!([1, 2, 3, 4].map(found), [Some(definition.clone()), None, Some(definition.clone()), None]);
-        store.forget(&SnapshotFiles::from(&made)).unwrap();
+        store.forget(&SnapshotFiles::from(&made), None).unwrap();
         assert_eq!([1, 3].map(found), [None, Some(definition)]);
     }
 }

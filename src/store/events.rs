@@ -71,6 +71,7 @@ pub struct Events<'a>(pub(super) &'a database::Handle);
 
 impl Events<'_> {
     /// Adds an event about something that is not in the database.
+    #[cfg(test)]
     pub fn add(&self, event: &NewEvent) -> Result<(), StoreError> {
         self.0.write(|transaction| enqueue(transaction, Some(event)))
     }

@@ -192,9 +192,30 @@ impl Store {
         self.handle.write(|transaction| put_deleting(transaction, snapshot, event))
     }
 
-    /// Removes the record of a snapshot that has no files any more.
-    pub fn forget(&self, snapshot: &SnapshotFiles) -> Result<(), StoreError> {
+    /// Records in one transaction that the creations of `snapshots` have failed and their files are about to be removed,
+    /// each together with its event. Those that are not being made, such as those for which this was called before, and
+    /// their events are ignored.
+    pub fn begin_undo(&self, snapshots: &[(SnapshotId, Option<NewEvent>)]) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
+            for (id, event) in snapshots {
+                let bytes = {
+                    let records = transaction.open_table(SNAPSHOTS)?;
+                    let Some(bytes) = records.get(id.as_u128())? else { continue };
+                    bytes.value().to_vec()
+                };
+                if matches!(record::decode(id.as_u128(), &bytes)?, Record::Creating(_)) {
+                    put_bytes(transaction, *id, &record::with_state(*id, &bytes, State::Deleting)?)?;
+                    events::enqueue(transaction, event.as_ref())?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes the record of a snapshot that has no files any more, together with the event about that.
+    pub fn forget(&self, snapshot: &SnapshotFiles, event: Option<&NewEvent>) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            events::enqueue(transaction, event)?;
             transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
             // A snapshot of another service may have the sequence of one of ours.
             let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;

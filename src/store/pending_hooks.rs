@@ -2,7 +2,7 @@
 
 use redb::{ReadableTable, TableDefinition};
 
-use super::{StoreError, database};
+use super::{NewEvent, StoreError, database, events};
 use crate::model::PendingHooksKey;
 
 /// Key → the operation (JSON) whose post hooks have not run yet.
@@ -13,19 +13,25 @@ pub struct PendingHookTable<'a>(pub(super) &'a database::Handle);
 
 impl PendingHookTable<'_> {
     /// Records that the hooks of an operation are about to be called. If the service stops before the post hooks have
-    /// run, `operation` is what the next start needs to call them.
-    pub fn record(&self, key: PendingHooksKey, operation: &[u8]) -> Result<(), StoreError> {
+    /// run, `operation` is what the next start needs to call them. The `events` are written in the same transaction.
+    pub fn record(
+        &self,
+        key: PendingHooksKey,
+        operation: &[u8],
+        events: &[Option<NewEvent>],
+    ) -> Result<(), StoreError> {
         self.0.write(|transaction| {
             transaction.open_table(TABLE)?.insert(key.as_u128(), operation)?;
-            Ok(())
+            events.iter().try_for_each(|event| events::enqueue(transaction, event.as_ref()))
         })
     }
 
-    /// Records that the post hooks have run.
-    pub fn clear(&self, key: PendingHooksKey) -> Result<(), StoreError> {
+    /// Records that the post hooks have run, or are not called any more. The `events` are written in the same
+    /// transaction.
+    pub fn clear(&self, key: PendingHooksKey, events: &[Option<NewEvent>]) -> Result<(), StoreError> {
         self.0.write(|transaction| {
             transaction.open_table(TABLE)?.remove(key.as_u128())?;
-            Ok(())
+            events.iter().try_for_each(|event| events::enqueue(transaction, event.as_ref()))
         })
     }
 

@@ -194,7 +194,7 @@ impl PowerLossTest {
         let number = self.known.keys().last().map_or(1, |last| last + 1);
         let place = self.random.below(self.known.len().max(1));
         let until = "2030-01-01T00:00:00Z".parse().unwrap();
-        match (self.random.below(8), self.known.values().nth(place).cloned()) {
+        match (self.random.below(9), self.known.values().nth(place).cloned()) {
             (0..3, _) | (_, None) => {
                 let hooks = (self.random.below(2) == 0).then(|| vec![7; 300]);
                 let begun = self.commit("begin", |store| begin(store, snapshot(number), hooks.as_deref()));
@@ -207,7 +207,7 @@ impl PowerLossTest {
             }
             (3, Some(old)) => {
                 self.commit("begin_deletion", |store| store.begin_deletion(&old, None)).unwrap();
-                self.commit("forget", |store| store.forget(&SnapshotFiles::from(&old))).unwrap();
+                self.commit("forget", |store| store.forget(&SnapshotFiles::from(&old), None)).unwrap();
                 self.known.remove(&old.id.as_u128());
             }
             (4, Some(old)) => {
@@ -220,7 +220,13 @@ impl PowerLossTest {
             }
             (6, Some(old)) => {
                 let key = PendingHooksKey::of_creation(old.id);
-                self.commit("clear hooks", |store| store.pending_hooks().clear(key)).unwrap();
+                let event = [Some(event())];
+                self.commit("record hooks", |store| store.pending_hooks().record(key, &[8; 300], &event)).unwrap();
+                self.commit("clear hooks", |store| store.pending_hooks().clear(key, &event)).unwrap();
+            }
+            (7, Some(old)) => {
+                let undo = [(old.id, Some(event()))];
+                self.commit("begin_undo", |store| store.begin_undo(&undo)).unwrap();
             }
             (_, Some(_)) => {
                 let adopted = Snapshot { sequence: number as u64, ..snapshot(number) };
@@ -229,6 +235,10 @@ impl PowerLossTest {
             }
         }
     }
+}
+
+fn event() -> NewEvent {
+    NewEvent { webhooks: vec!["a".to_owned()], body: vec![9; 300], max_queued: 10 }
 }
 
 #[test]

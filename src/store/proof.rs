@@ -101,7 +101,7 @@ mod tests {
         let all = (Some(77), vec![("sha256".to_owned(), [7; 32])]);
         assert_eq!((found(first.id), found(second.id)), (all.clone(), all.clone()));
         assert_eq!(found(SnapshotId::from_u128(3)), (None, vec![]), "there is no such snapshot");
-        store.forget(&SnapshotFiles::from(&first)).unwrap();
+        store.forget(&SnapshotFiles::from(&first), None).unwrap();
         assert_eq!((found(first.id), found(second.id)), ((None, vec![]), all));
     }
 
@@ -115,7 +115,7 @@ mod tests {
         let mut theirs = snapshot(2);
         theirs.sequence = ours.sequence;
         store.begin_deletion(&theirs, None).unwrap();
-        store.forget(&SnapshotFiles::from(&theirs)).unwrap();
+        store.forget(&SnapshotFiles::from(&theirs), None).unwrap();
         assert_eq!(store.snapshots_of(&ours.vm).unwrap(), [ours]);
     }
 }

@@ -33,6 +33,14 @@ impl Record {
         }
     }
 
+    pub fn state(&self) -> State {
+        match self {
+            Self::Creating(_) => State::Creating,
+            Self::Ready(_) => State::Ready,
+            Self::Deleting(_) => State::Deleting,
+        }
+    }
+
     /// The labels and the description of a complete snapshot.
     pub fn annotations(&self) -> Option<&Annotations> {
         match self {
@@ -192,6 +200,13 @@ pub(super) fn encode_unfinished(unfinished: &UnfinishedSnapshot) -> Result<Vec<u
         annotations: draft.annotations.clone(),
     };
     encode(State::Creating, &placeholder)
+}
+
+/// The record in another state.
+pub(super) fn with_state(id: SnapshotId, bytes: &[u8], state: State) -> Result<Vec<u8>, StoreError> {
+    let record = postcard::from_bytes::<StoredRecord>(bytes);
+    let changed = record.and_then(|record| postcard::to_stdvec(&StoredRecord { state, ..record }));
+    changed.map_err(|error| StoreError::Record { id, cause: error.to_string() })
 }
 
 pub fn decode(id: u128, bytes: &[u8]) -> Result<Record, StoreError> {

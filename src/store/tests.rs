@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::model::retention::Retention;
 use crate::model::{
@@ -95,6 +97,41 @@ fn annotated(number: u128) -> Snapshot {
     Snapshot { annotations, ..sealed(number) }
 }
 
+/// The events that wait for the webhook `a`.
+fn events(store: &Store) -> Vec<String> {
+    let mut found = Vec::new();
+    while let Some((number, body)) = store.events().waiting("a", &BTreeMap::new()).unwrap().next {
+        found.push(String::from_utf8(body).unwrap());
+        let changes = QueueChanges { outcomes: [(number, Outcome::Delivered)].into(), ..QueueChanges::default() };
+        store.events().record("a", &changes, 10).unwrap();
+    }
+    found
+}
+
+#[test]
+fn failed_creation_is_reported_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let made = [1, 2, 3].map(|number| begin(&store, snapshot(number), None));
+    store.commit(&[(&made[0], &CommitOptions::default())]).unwrap();
+    let event =
+        |text: &str| NewEvent { webhooks: vec!["a".to_owned()], body: text.as_bytes().to_vec(), max_queued: 10 };
+    // A complete snapshot stays, and one that is not known is none.
+    let ids = [made[0].id, made[1].id, SnapshotId::from_u128(9)];
+    let undo = ids.map(|id| (id, Some(event("failed"))));
+    store.begin_undo(&undo).unwrap();
+    store.begin_undo(&undo).unwrap();
+    assert_eq!(events(&store), ["failed"]);
+    assert_eq!(store.snapshots().unwrap(), made[..1]);
+    // All else of the record is as before.
+    assert_eq!(store.record(made[1].id).unwrap(), Some(Record::Deleting(unfinished_files(&made[1]))));
+    assert_eq!(store.record(made[2].id).unwrap(), Some(Record::Creating(unfinished_files(&made[2]))));
+    store.begin_undo(&[(made[2].id, None)]).unwrap();
+    assert_eq!(store.record(made[2].id).unwrap(), Some(Record::Deleting(unfinished_files(&made[2]))));
+    store.forget(&SnapshotFiles::from(&made[0]), Some(&event("gone"))).unwrap();
+    assert_eq!(events(&store), ["gone"]);
+}
+
 #[test]
 fn a_snapshot_is_visible_from_commit_to_deletion() {
     let dir = tempfile::tempdir().unwrap();
@@ -118,7 +155,7 @@ fn a_snapshot_is_visible_from_commit_to_deletion() {
     store.begin_deletion(&first, None).unwrap();
     assert_eq!(store.snapshot(first.id).unwrap(), None);
     assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&first)]);
-    store.forget(&SnapshotFiles::from(&first)).unwrap();
+    store.forget(&SnapshotFiles::from(&first), None).unwrap();
     assert_eq!(store.record(first.id).unwrap(), None);
     assert_eq!(store.snapshots_of(&vm).unwrap(), [second]);
     assert_eq!(store.unfinished().unwrap(), []);
@@ -171,7 +208,7 @@ fn pending_hooks_are_kept_until_they_are_cleared() {
     let first = begin(&store, hooked(1), Some(b"first"));
     let second = begin(&store, snapshot(2), None);
     store.commit(&[(&first, &CommitOptions::default())]).unwrap();
-    store.pending_hooks().record(PendingHooksKey::of_creation(second.id), b"second").unwrap();
+    store.pending_hooks().record(PendingHooksKey::of_creation(second.id), b"second", &[]).unwrap();
     drop(store);
 
     let store = Store::open(&path).unwrap();
@@ -182,9 +219,9 @@ fn pending_hooks_are_kept_until_they_are_cleared() {
             (PendingHooksKey::of_creation(second.id), b"second".to_vec())
         ]
     );
-    store.pending_hooks().clear(PendingHooksKey::of_creation(first.id)).unwrap();
+    store.pending_hooks().clear(PendingHooksKey::of_creation(first.id), &[]).unwrap();
     // Clearing them twice is no error.
-    store.pending_hooks().clear(PendingHooksKey::of_creation(first.id)).unwrap();
+    store.pending_hooks().clear(PendingHooksKey::of_creation(first.id), &[]).unwrap();
     assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(second.id), b"second".to_vec())]);
     assert_eq!(store.snapshot(first.id).unwrap(), Some(first));
 }

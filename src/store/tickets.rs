@@ -263,7 +263,7 @@ mod tests {
         assert!(!left().contains(&snapshots[0].id));
         assert!(store.retentions().begin_sweep(&snapshots[1], now, None).unwrap());
         assert!(!left().contains(&snapshots[1].id));
-        store.forget(&SnapshotFiles::from(&snapshots[2])).unwrap();
+        store.forget(&SnapshotFiles::from(&snapshots[2]), None).unwrap();
         assert_eq!(left(), [snapshots[3].id]);
         assert_eq!(store.tickets().all().unwrap().len(), 2);
     }

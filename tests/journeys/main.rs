@@ -122,5 +122,6 @@ mod unreachable_guests;
 mod untrusted_text;
 mod vm_resolution;
 mod watchdog;
+mod webhook_failures;
 mod webhook_faults;
 mod webhooks;

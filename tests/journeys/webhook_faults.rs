@@ -1,13 +1,15 @@
-//! Receivers that fail, and a service that is killed: no event is lost, and nothing waits for a receiver.
+//! Receivers that fail: no event is lost, and nothing waits for a receiver.
 
 use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Certificates, Exporter, Fault, FaultTest, MB, Receiver, SNAPSHOTS, World, eventually, text, write_at,
+    Certificates, Exporter, MB, Receiver, SNAPSHOTS, World, eventually, free_port, run, text, write_at,
 };
 use crate::needs_root;
 
@@ -38,6 +40,15 @@ fn recover(receiver: &Receiver, exporter: &Exporter) {
 fn snapshots_in(receiver: &Receiver, kind: &str) -> Vec<String> {
     let events = receiver.events();
     events.iter().filter(|event| event["event"] == kind).map(|event| text(&event["data"]["id"])).collect()
+}
+
+#[test]
+fn example_receiver_answers_while_it_is_busy_and_says_when_its_queue_is_full() {
+    let certificates = Certificates::new();
+    let mut check = Command::new("python3");
+    check.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journeys/webhook_example.py"));
+    check.args(["pem", "key"].map(|end| certificates.path(format!("server.{end}"))));
+    run(check.arg(certificates.ca()).arg(free_port().to_string()));
 }
 
 #[test]
@@ -187,50 +198,4 @@ fn queued_events_survive_a_kill() {
     eventually("the events arrive", || {
         snapshots_in(&receiver, "snapshot.created") == ids && snapshots_in(&receiver, "snapshot.deleted") == ids[..1]
     });
-}
-
-#[test]
-fn events_survive_a_kill_at_every_step() {
-    needs_root!();
-    let certificates = Certificates::new();
-    let receiver = Receiver::start(&certificates, "server");
-    let section = receiver.section(&certificates, "alerts", "");
-    let mut test = FaultTest::new(|settings| settings.sections = section);
-    let mut interrupted = 0;
-    // One snapshot and one deletion for each step of a creation, until it is complete.
-    for n in 1.. {
-        let answer = test.request_with_fault(n, Fault::KillBefore, Method::POST, SNAPSHOTS);
-        let is_complete = answer.is_some();
-        // Also after an answer: the delivery of the event may have reached the step.
-        test.restart(Fault::KillBefore);
-        let listed = test.listed();
-        eventually("each snapshot is reported", || {
-            let reported = snapshots_in(&receiver, "snapshot.created");
-            listed.iter().all(|id| reported.contains(id))
-        });
-        if is_complete {
-            assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
-            break;
-        }
-        interrupted += 1;
-    }
-    // An interrupted one is reported as failed, unless no record of it was written.
-    let failed = || {
-        let events = receiver.events();
-        let failed = events.iter().filter(|event| event["event"] == "snapshot.failed");
-        failed.map(|event| text(&event["data"]["snapshot_id"])).collect::<BTreeSet<_>>()
-    };
-    assert!(failed().len() + 3 > interrupted / 2, "{} of {interrupted} were reported", failed().len());
-    let made = BTreeSet::from_iter(snapshots_in(&receiver, "snapshot.created"));
-    assert!(failed().is_disjoint(&made), "a snapshot was made and has failed");
-    // Deletions, killed at the first steps.
-    for n in 1..8 {
-        let id = test.take_snapshot();
-        test.request_with_fault(n, Fault::KillBefore, Method::DELETE, &format!("{SNAPSHOTS}/{id}"));
-        test.restart(Fault::KillBefore);
-        let is_listed = test.listed().contains(&id);
-        eventually("a deletion is reported, and nothing else is", || {
-            snapshots_in(&receiver, "snapshot.deleted").contains(&id) != is_listed
-        });
-    }
 }

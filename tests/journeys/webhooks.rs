@@ -39,7 +39,7 @@ fn reload(world: &mut World, from: &str, to: &str) {
 fn snapshots_and_hooks_are_reported() {
     needs_root!();
     let hooks = HookDir::new();
-    let (receiver, _certificates, world) = scene("", &hooks.section(""));
+    let (receiver, _certificates, mut world) = scene("", &hooks.section(""));
     let client = world.client();
     let body = json!({"labels": {"job": "nightly"}, "description": "before the update", "ttl": "72h"});
     let made =
@@ -71,6 +71,7 @@ fn snapshots_and_hooks_are_reported() {
         (&json!(VM), &json!("hook_failed"), &json!("admin"))
     );
     assert!(text(&event["data"]["details"]).contains("refuse"), "{event}");
+    assert_eq!(event["id"], format!("{}-failed", text(&event["data"]["snapshot_id"])));
     let event = receiver.wait_for("hook.failed");
     assert_eq!((&event["data"]["will_retry"], &event["data"]["operation"]), (&json!(false), &json!("snapshot-create")));
     assert_eq!(event["data"]["hooks"][0]["name"], "refuse");
@@ -80,7 +81,11 @@ fn snapshots_and_hooks_are_reported() {
     let made = client.take_snapshot();
     let event = receiver.wait_for_where("hook.failed", |data| data["will_retry"] == true);
     assert_eq!((&event["data"]["snapshot_id"], &event["data"]["hooks"][0]["stage"]), (&made["id"], &json!("post")));
-    hooks.remove("refuse");
+    hooks.put("refuse", "");
+    world.exporter.restart();
+    let event = receiver.wait_for("hook.recovered");
+    assert_eq!((&event["data"]["snapshot_id"], &event["data"]["hooks"][0]["outcome"]), (&made["id"], &json!("ok")));
+    let client = world.client();
 
     // Someone removes the files of a snapshot.
     fs::remove_dir_all(world.snapshot_folder(&text(&made["id"]))).unwrap();

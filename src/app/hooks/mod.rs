@@ -2,6 +2,7 @@
 
 mod pending;
 mod report;
+mod results;
 mod runner;
 mod threads;
 mod unwritten;

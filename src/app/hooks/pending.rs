@@ -8,20 +8,19 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::threads::{Calls, Writes};
-use super::unwritten::Unwritten;
+use super::unwritten::{Change, Unwritten};
 use crate::app::Error;
 use crate::app::admission::{LockMode, VmGuard, VmLocks};
 use crate::app::common::Common;
 use crate::app::inventory::Inventory;
 use crate::app::notifications::{Event, Notifications};
 use crate::app::tasks::rounds;
-use crate::hooks::{Hooks, Operation, PendingHooks as FailedHooks, PendingPostHooks, run_isolated};
+use crate::hooks::{Hooks, Operation, PendingPostHooks, run_isolated};
 use crate::metrics::Metrics;
 use crate::model::{PendingHooksKey, SnapshotId, VmId};
 use crate::store::Store;
@@ -30,17 +29,10 @@ use crate::store::Store;
 const INTERVAL: Duration = Duration::from_secs(60);
 
 /// So many retries, one each round: an hour.
-const MINUTELY_RETRIES: u32 = 60;
+pub(super) const MINUTELY_RETRIES: u32 = 60;
 
 /// After that, one retry in so many rounds: a day. And one at each start.
 const DAILY_INTERVAL: u64 = 24 * 60;
-
-/// Retries end after so many failures: about a week, or less if the service is restarted often.
-const MAX_RETRIES: u32 = MINUTELY_RETRIES + 7;
-
-/// Nor do they end before this time, so that restarts do not end them early. The last of seven daily retries can be so
-/// long after the first failure.
-const MIN_RETRY_TIME: SignedDuration = SignedDuration::from_hours(6 * 24);
 
 /// How long the database may take to list pending post hooks when the service stops.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,7 +65,7 @@ pub(crate) struct PendingHooks {
     active: TaskTracker,
     vm_locks: Arc<VmLocks>,
     inventory: Arc<Inventory>,
-    pub(super) notifications: Arc<Notifications>,
+    notifications: Arc<Notifications>,
     metrics: Arc<Metrics>,
 }
 
@@ -107,7 +99,7 @@ impl PendingHooks {
                 Err(error) => entries.unreadable.push((key, error.to_string())),
             }
         }
-        entries.readable.extend(unwritten.into_iter().filter_map(|(key, post_hooks)| Some((key, post_hooks?))));
+        entries.readable.extend(unwritten.into_iter().filter_map(|(key, change)| Some((key, change.post_hooks?))));
         Ok(entries)
     }
 
@@ -117,12 +109,13 @@ impl PendingHooks {
     /// # Errors
     /// If that fails. Then no hook may be called.
     pub(crate) fn begin(&self, key: PendingHooksKey, post_hooks: &PendingPostHooks) -> Result<(), Error> {
-        self.unwritten.begin(key, || self.record(key, post_hooks))
+        self.unwritten.begin(key, |events| self.record(key, post_hooks, events))
     }
 
-    fn record(&self, key: PendingHooksKey, post_hooks: &PendingPostHooks) -> Result<(), Error> {
+    fn record(&self, key: PendingHooksKey, post_hooks: &PendingPostHooks, events: &[Event]) -> Result<(), Error> {
         let bytes = post_hooks.to_bytes().map_err(|error| Error::Internal(format!("pending post hooks: {error}")))?;
-        Ok(self.store.pending_hooks().record(key, &bytes)?)
+        let record = |events: &[_]| self.store.pending_hooks().record(key, &bytes, events);
+        Ok(self.notifications.announce_with(events, record)?)
     }
 
     /// The key for the pending post hooks of an `operation` on the snapshot `id`, and the programs that are still
@@ -144,13 +137,14 @@ impl PendingHooks {
 
     /// Records pending post hooks, or removes them with `None`. If the database fails, the change is kept and retried.
     pub(crate) fn set(&self, key: PendingHooksKey, post_hooks: Option<PendingPostHooks>) {
-        self.unwritten.set(key, post_hooks, |key, change| self.write(key, change));
+        self.put(key, post_hooks, Vec::new());
+        self.write_change(key);
     }
 
-    /// Makes a change that [`Self::write_change`] or the next round writes. It counts at once, even if no thread can be
-    /// started to write it.
-    pub(super) fn put(&self, key: PendingHooksKey, post_hooks: Option<PendingPostHooks>) {
-        self.unwritten.lock().insert(key, post_hooks);
+    /// Makes a change that [`Self::write_change`] or the next round writes, together with the events about it. It counts
+    /// at once, even if no thread can be started to write it.
+    pub(super) fn put(&self, key: PendingHooksKey, post_hooks: Option<PendingPostHooks>, events: Vec<Event>) {
+        self.unwritten.put(key, Change { post_hooks, events });
     }
 
     /// Writes the newest change of `key`. The database may be slow.
@@ -158,42 +152,18 @@ impl PendingHooks {
         self.unwritten.write_one(key, |key, change| self.write(key, change));
     }
 
-    fn write(&self, key: PendingHooksKey, change: Option<&PendingPostHooks>) -> Result<(), Error> {
-        match change {
-            Some(post_hooks) => self.record(key, post_hooks),
-            None => Ok(self.store.pending_hooks().clear(key)?),
+    fn write(&self, key: PendingHooksKey, Change { post_hooks, events }: &Change) -> Result<(), Error> {
+        match post_hooks {
+            Some(post_hooks) => self.record(key, post_hooks, events),
+            None => {
+                let clear = |events: &[_]| self.store.pending_hooks().clear(key, events);
+                Ok(self.notifications.announce_with(events, clear)?)
+            }
         }
     }
 
     pub(super) fn write_unwritten(&self) {
         self.unwritten.write_all(|key, change| self.write(key, change));
-    }
-
-    /// Takes the result of calling post hooks: the `failed` ones stay pending. [`Self::write_change`] writes it.
-    pub(super) fn put_result(&self, key: PendingHooksKey, post_hooks: PendingPostHooks, failed: Option<FailedHooks>) {
-        let (snapshot, vm) = (post_hooks.event.snapshot_id.clone(), post_hooks.event.vm.name.clone());
-        if failed.as_ref().is_some_and(FailedHooks::is_empty) {
-            return self.put(key, None);
-        }
-        let now = Timestamp::now();
-        // One in the future was recorded while the clock was wrong.
-        let since = post_hooks.failing_since_ms.and_then(|since| Timestamp::from_millisecond(since).ok());
-        let since = since.filter(|since| *since <= now).unwrap_or(now);
-        let post_hooks = PendingPostHooks {
-            hooks: failed,
-            earlier: Vec::new(),
-            attempts: post_hooks.attempts.saturating_add(1),
-            failing_since_ms: Some(since.as_millisecond()),
-            ..post_hooks
-        };
-        let (attempts, hooks) = (post_hooks.attempts, &post_hooks.hooks);
-        if attempts > MAX_RETRIES && now.duration_since(since) >= MIN_RETRY_TIME {
-            tracing::error!(snapshot, vm, attempts, ?hooks, "post hooks have failed for a week; retries end");
-            return self.put(key, None);
-        }
-        let next = if attempts <= MINUTELY_RETRIES { "in a minute" } else { "in a day, and at the next start" };
-        tracing::error!(snapshot, vm, attempts, ?hooks, next, "post hooks have failed and will be retried");
-        self.put(key, Some(post_hooks));
     }
 
     /// Locks the VM of pending post hooks. Returns nothing if its snapshots are being changed, by this service or
@@ -217,17 +187,11 @@ impl PendingHooks {
         let active = self.active.token();
         let ended = self.hooks.call_pending(&post_hooks).await;
         self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
-        // Webhooks get the first failure, and the end of the retries.
-        let will_retry = post_hooks.attempts < MAX_RETRIES;
-        let failed = (post_hooks.attempts == 0 || !will_retry)
-            .then(|| Event::hooks_failed(&post_hooks.event, &ended.runs, will_retry))
-            .flatten();
-        self.put_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
+        self.put_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed, &ended.runs);
         let pending = Arc::clone(self);
         writes.start(move || {
             let _active = active;
             pending.write_change(key);
-            failed.iter().for_each(|event| pending.notifications.announce(event));
         });
     }
 
@@ -242,7 +206,7 @@ impl PendingHooks {
         for (vm, entries) in by_vm(entries.readable.into_iter().filter(|(_, post_hooks)| post_hooks.attempts == 0)) {
             // If a call does not begin or end, the rounds repeat it.
             for (key, post_hooks) in &entries {
-                self.put(*key, post_hooks.clone().failed());
+                self.put(*key, post_hooks.clone().failed(), Vec::new());
             }
             let pending = Arc::clone(self);
             let call = async move {
@@ -306,7 +270,7 @@ impl PendingHooks {
         let entries = self.entries().unwrap_or_else(|error| {
             tracing::error!(%error, "cannot read the pending post hooks");
             let unwritten = self.unwritten.lock().clone();
-            let readable = unwritten.into_iter().filter_map(|(key, post_hooks)| Some((key, post_hooks?)));
+            let readable = unwritten.into_iter().filter_map(|(key, change)| Some((key, change.post_hooks?)));
             Pending { readable: readable.collect(), ..Pending::default() }
         });
         if round.is_multiple_of(DAILY_INTERVAL) {

@@ -14,7 +14,6 @@ use super::report::HookReport;
 use crate::app::Error;
 use crate::app::common::Common;
 use crate::app::inventory::Inventory;
-use crate::app::notifications;
 use crate::app::tasks::{Service, Tasks};
 use crate::hooks::{
     self, Event, EventDisk, EventVm, Hooks, Operation, PendingPostHooks, PostResult, PreResult, Refresh,
@@ -91,7 +90,7 @@ impl HookRunner {
         let recorded: Vec<_> = operations.iter().filter_map(|operation| operation.hooks.clone()).collect();
         let no_calls = no_calls();
         let Some(active) = self.pending.hold() else {
-            self.put_all(recorded, PendingPostHooks::of_earlier).await;
+            self.put_all(recorded, put_earlier).await;
             let how = "the service is stopping, so it was not called".to_owned();
             return (Err(Error::HookFailed { hook: "pre".to_owned(), operation: "the operation", how }), no_calls);
         };
@@ -104,14 +103,12 @@ impl HookRunner {
             Ok(ended) => match ended.await {
                 Ok(ended) => ended,
                 Err(_) => {
-                    // A guest may be frozen, and only failed post hooks are called again.
-                    self.put_all(recorded, PendingPostHooks::failed).await;
+                    self.put_all(recorded, PendingHooks::put_without_result).await;
                     (Err(Error::Internal("the thread of the operation's hooks panicked".to_owned())), no_calls)
                 }
             },
             Err(error) => {
-                // No hook of this operation was called.
-                self.put_all(recorded, PendingPostHooks::of_earlier).await;
+                self.put_all(recorded, put_earlier).await;
                 let error = Error::Internal(format!("cannot start a thread for the operation's hooks: {error}"));
                 (Err(error), no_calls)
             }
@@ -122,11 +119,11 @@ impl HookRunner {
     async fn put_all(
         self: &Arc<Self>,
         recorded: Vec<(PendingHooksKey, PendingPostHooks)>,
-        change: impl Fn(PendingPostHooks) -> Option<PendingPostHooks>,
+        put: impl Fn(&PendingHooks, PendingHooksKey, PendingPostHooks),
     ) {
         let keys: Vec<_> = recorded.iter().map(|(key, _)| *key).collect();
         for (key, post_hooks) in recorded {
-            self.pending.put(key, change(post_hooks));
+            put(&self.pending, key, post_hooks);
         }
         let written = self.blocking(move |runner| {
             keys.into_iter().for_each(|key| runner.pending.write_change(key));
@@ -278,17 +275,11 @@ impl HookRunner {
         });
         self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
         let PostResult { runs, quiesced, not_called, finished, failed } = ended;
-        let will_retry = failed.as_ref().is_none_or(|failed| !failed.is_empty());
-        let event = notifications::Event::hooks_failed(&post_hooks.event, &runs, will_retry);
         let (runner, result) =
             (Arc::clone(self), PendingPostHooks { succeeded: done, finished, ..PendingPostHooks::clone(&post_hooks) });
-        runner.pending.put_result(key, result, failed);
+        runner.pending.put_result(key, result, failed, &runs);
         // The database may be slow. The thaw of other VMs of the group must not wait for it.
-        let record = move || {
-            runner.pending.write_change(key);
-            event.iter().for_each(|event| runner.pending.notifications.announce(event));
-        };
-        let recorded = tokio::task::spawn_blocking(record).await;
+        let recorded = tokio::task::spawn_blocking(move || runner.pending.write_change(key)).await;
         if let Err(panic) = recorded {
             tracing::error!(%panic, "the result of the post hooks is not recorded yet");
         }
@@ -376,6 +367,11 @@ impl HookRunner {
         let disks = snapshot.disks.iter().map(|disk| (&disk.name, &disk.source, disk.identity.size));
         self.event(Operation::SnapshotDelete, (snapshot.id, &snapshot.vm), disks, vm.as_deref())
     }
+}
+
+/// No hook of this operation was called.
+fn put_earlier(pending: &PendingHooks, key: PendingHooksKey, post_hooks: PendingPostHooks) {
+    pending.put(key, post_hooks.of_earlier(), Vec::new());
 }
 
 /// The error that no hook has quiesced the guest, with the call that explains it.

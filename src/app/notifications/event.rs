@@ -6,6 +6,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::api;
 use crate::app::Error;
+use crate::hooks::PendingPostHooks;
 use crate::model::{EventKind, HookRun, Snapshot, SnapshotId, VmId};
 
 /// What happened.
@@ -45,41 +46,71 @@ impl Event {
         Self::of_snapshot(EventKind::SnapshotDeleted, snapshot.id, "deleted", &data)
     }
 
-    /// The creation of a snapshot of `vm` has failed.
-    pub(crate) fn snapshot_failed(vm: &VmId, user: &str, error: &Error) -> Self {
+    /// A creation had begun, and has failed. `cause` is the user who requested it and the error, if they are known.
+    fn creation_failed(id: SnapshotId, vm: &VmId, cause: Option<(&str, &Error)>, details: String) -> Self {
         let data = api::FailureEvent {
             vm_id: vm.to_string(),
-            snapshot_id: None,
-            user: Some(user.to_owned()),
-            code: Some(error.code()),
-            details: error.to_string(),
-        };
-        Self::new(EventKind::SnapshotFailed, &data)
-    }
-
-    /// The service ended while it created a snapshot.
-    pub(crate) fn snapshot_interrupted(vm: &VmId, id: SnapshotId) -> Self {
-        let data = api::FailureEvent {
-            vm_id: vm.to_string(),
-            snapshot_id: Some(id.to_string()),
-            user: None,
-            code: None,
-            details: "the service ended while it created this snapshot; request a new one".to_owned(),
+            snapshot_id: id.to_string(),
+            user: cause.map(|(user, _)| user.to_owned()),
+            code: cause.map(|(_, error)| error.code()),
+            details,
         };
         Self::of_snapshot(EventKind::SnapshotFailed, id, "failed", &data)
     }
 
-    /// Some of these calls of hooks have failed. Nothing if none has.
-    pub(crate) fn hooks_failed(event: &crate::hooks::Event, runs: &[HookRun], will_retry: bool) -> Option<Self> {
-        let failed: Vec<_> = runs.iter().filter(|run| run.has_failed()).map(api::HookRun::from).collect();
+    /// A creation that had begun has failed. `user` has requested it.
+    pub(crate) fn snapshot_failed(id: SnapshotId, vm: &VmId, user: &str, error: &Error) -> Self {
+        Self::creation_failed(id, vm, Some((user, error)), error.to_string())
+    }
+
+    /// The service ended while it created a snapshot.
+    pub(crate) fn snapshot_interrupted(id: SnapshotId, vm: &VmId) -> Self {
+        let details = "the service ended while it created this snapshot; request a new one";
+        Self::creation_failed(id, vm, None, details.to_owned())
+    }
+
+    /// A creation ended, and its record does not say that it has failed.
+    pub(crate) fn snapshot_unfinished(id: SnapshotId, vm: &VmId) -> Self {
+        let details = "an internal error ended the creation of this snapshot; the service's log has details";
+        Self::creation_failed(id, vm, None, details.to_owned())
+    }
+
+    /// Hooks of an operation have failed: these calls.
+    pub(crate) fn hooks_failed(operation: &PendingPostHooks, calls: &[HookRun], will_retry: bool) -> Self {
+        Self::of_hooks(EventKind::HookFailed, operation, "failed", calls, will_retry)
+    }
+
+    /// Post hooks of an operation have failed for so long that they are not called any more.
+    pub(crate) fn hooks_given_up(operation: &PendingPostHooks, calls: &[HookRun]) -> Self {
+        Self::of_hooks(EventKind::HookFailed, operation, "given-up", calls, false)
+    }
+
+    /// Post hooks of an operation have failed before, and have succeeded now, with these calls.
+    pub(crate) fn hooks_recovered(operation: &PendingPostHooks, calls: &[HookRun]) -> Self {
+        Self::of_hooks(EventKind::HookRecovered, operation, "recovered", calls, false)
+    }
+
+    /// Something that happens to an operation with hooks once: after a crash the event gets the same id again.
+    fn of_hooks(
+        kind: EventKind,
+        operation: &PendingPostHooks,
+        what: &str,
+        calls: &[HookRun],
+        will_retry: bool,
+    ) -> Self {
+        let event = &operation.event;
         let data = api::HookEvent {
             operation: event.operation.as_str().to_owned(),
             snapshot_id: event.snapshot_id.clone(),
             vm_id: event.vm.name.clone(),
-            hooks: failed,
+            hooks: calls.iter().map(api::HookRun::from).collect(),
             will_retry,
         };
-        (!data.hooks.is_empty()).then(|| Self::new(EventKind::HookFailed, &data))
+        match operation.call_prefix.as_str() {
+            // An earlier version has stored it.
+            "" => Self::new(kind, &data),
+            id => Self::with_id(kind, format!("{id}-{what}"), &data),
+        }
     }
 
     /// The body, as it waits in the database.
@@ -143,7 +174,7 @@ mod tests {
             let is_right = match kind {
                 EventKind::SnapshotCreated | EventKind::SnapshotDeleted => is_data::<api::SnapshotEvent>(&example),
                 EventKind::SnapshotFailed => is_data::<api::FailureEvent>(&example),
-                EventKind::HookFailed => is_data::<api::HookEvent>(&example),
+                EventKind::HookFailed | EventKind::HookRecovered => is_data::<api::HookEvent>(&example),
                 EventKind::SpaceLow
                 | EventKind::SpaceRecovered
                 | EventKind::RepositoryUnavailable

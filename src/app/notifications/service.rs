@@ -16,7 +16,7 @@ use crate::auth::Session;
 use crate::config::{self, MinFreeSpace};
 use crate::metrics::Metrics;
 use crate::model::EventKind;
-use crate::store::{NewEvent, ReportedConditions, Store};
+use crate::store::{NewEvent, ReportedConditions, Store, StoreError};
 use crate::sys::host;
 use crate::webhooks::Client;
 
@@ -144,14 +144,27 @@ impl Notifications {
         self.current().senders.iter().for_each(|sender| sender.wake());
     }
 
-    /// Queues an event about something that is not in the database. This blocks. If the database cannot be written, the
-    /// event is kept in memory.
-    pub(crate) fn announce(&self, event: &Event) {
-        let Some(new) = self.prepare(event) else { return };
-        if let Err(error) = self.shared.store.events().add(&new) {
-            self.keep_in_memory(event, &new, &error.to_string());
+    /// Lets `write` write the events in the transaction of what they are about. It gets one for each of them, or nothing
+    /// in the place of one that no webhook wants. This blocks. If it fails, the events are kept in memory.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub(crate) fn announce_with<T>(
+        &self,
+        events: &[Event],
+        write: impl FnOnce(&[Option<NewEvent>]) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let new: Vec<_> = events.iter().map(|event| self.prepare(event)).collect();
+        let written = write(&new);
+        if let Err(error) = &written {
+            for (event, new) in events.iter().zip(&new).filter_map(|(event, new)| Some((event, new.as_ref()?))) {
+                self.keep_in_memory(event, new, &error.to_string());
+            }
         }
-        self.wake();
+        if new.iter().any(Option::is_some) {
+            self.wake();
+        }
+        written
     }
 
     /// Reports the state of a condition, `None` if it is as it should be, to each webhook of which `reported` says

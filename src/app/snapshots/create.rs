@@ -21,7 +21,6 @@ use crate::app::Error;
 use crate::app::admission::{Admitted, LockMode, VmGuard};
 use crate::app::audit::Actor;
 use crate::app::hooks::{GuardedOperation, GuardedStep, HookReport};
-use crate::app::notifications::Event;
 use crate::app::tasks::Service;
 use crate::auth::Session;
 use crate::model::{DiskName, PendingHooksKey, Permission, Snapshot, SnapshotFiles, VmId};
@@ -120,13 +119,7 @@ impl Snapshots {
                     self.metrics.snapshot_made(freeze);
                 }
             }
-            Err(error) => {
-                let failed: Vec<_> = vms.iter().map(|vm| Event::snapshot_failed(vm, actor.user(), error)).collect();
-                let announce = move |snapshots: &Self| {
-                    failed.iter().for_each(|event| snapshots.notifications.announce(event));
-                    Ok(())
-                };
-                let _ = self.blocking(announce).await;
+            Err(_) => {
                 for (vm, freeze) in vms.iter().zip(freezes) {
                     self.metrics.snapshot_failed(freeze);
                     if let Some(freeze) = freeze {
@@ -148,7 +141,7 @@ impl Snapshots {
         own: Vec<OwnedMutexGuard<()>>,
         freezes: &mut Vec<Option<Duration>>,
     ) -> Result<Vec<Snapshot>, Error> {
-        let (of, is_group) = (vms.clone(), vms.len() > 1);
+        let (of, is_group, user) = (vms.clone(), vms.len() > 1, actor.user().to_owned());
         let plan = move |snapshots: &Self| {
             let plan_one = |vm: &VmId| {
                 let plan = snapshots.plan(vm, &actor, &request)?;
@@ -168,18 +161,26 @@ impl Snapshots {
         for (guard, plan) in guards.iter().zip(&plans) {
             guard.covers(&plan.draft).map_err(|error| error.of_vm(&plan.draft.vm, is_group))?;
         }
-        let prepared = self.blocking(move |snapshots| snapshots.prepare_all(plans)).await?;
+        let by = user.clone();
+        let prepared = self.blocking(move |snapshots| snapshots.prepare_all(plans, &by)).await?;
         // The VMs stay locked until the end of this function.
-        let (cloned, made) = self.clone_with_hooks(prepared, Arc::clone(&guards)).await;
+        let (cloned, made) = self.clone_with_hooks(prepared, Arc::clone(&guards), user.clone()).await;
         cloned.iter().flat_map(|(cloned, _)| cloned).for_each(|cloned| self.metrics.cloned(cloned.duration));
         *freezes = made.iter().map(|made| made.report.frozen_for).collect();
         let cloned = match cloned {
             // The clones are removed when they end.
-            Err(error) if matches!(error.cause(), Error::CloneTimeout { .. }) => return Err(error),
+            Err(error) if matches!(error.cause(), Error::CloneTimeout { .. }) => {
+                let files: Vec<_> = made.iter().map(|made| made.unfinished.files()).collect();
+                let late = self.blocking(move |snapshots| {
+                    snapshots.removals.begin_undo(&files, &user, &error);
+                    Err(error)
+                });
+                return late.await;
+            }
             cloned => cloned,
         };
         self.blocking(move |snapshots| {
-            let created = snapshots.complete(made, cloned)?;
+            let created = snapshots.complete(made, cloned, &user)?;
             for snapshot in &created {
                 if let Err(error) = snapshots.retention.observe_new(snapshot) {
                     // The snapshot exists; the sweeper observes it in its next round.
@@ -216,6 +217,7 @@ impl Snapshots {
         self: &Arc<Self>,
         prepared: Vec<Prepared>,
         guards: Arc<Vec<VmGuard>>,
+        user: String,
     ) -> (Result<(Vec<Cloned>, jiff::Timestamp), Error>, Vec<Made>) {
         let is_group = prepared.len() > 1;
         let (mut operations, mut all_clones, mut disks, mut rest) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -232,14 +234,14 @@ impl Snapshots {
         }
         let on_late_completion = {
             let files: Vec<SnapshotFiles> = rest.iter().map(|(unfinished, _)| unfinished.files()).collect();
-            let removals = Arc::clone(&self.removals);
+            let (removals, seconds) = (Arc::clone(&self.removals), self.hooks.hooks.step_timeout().as_secs_f64());
             move || {
                 // Keeps the VMs locked until the clones are removed.
                 let _guards = guards;
-                for files in files {
+                for files in &files {
                     tracing::warn!(snapshot = %files.id, vm = %files.vm, "removing clones that finished after the timeout");
-                    removals.undo(&files);
                 }
+                removals.undo(&files, &user, &Error::CloneTimeout { seconds });
             }
         };
         let clone = move || {

@@ -195,8 +195,8 @@ impl Snapshots {
                 let (user, of) = (user.to_owned(), snapshot.clone());
                 self.with_deletion_hooks(of, move |snapshots| snapshots.delete_files(&snapshot, &user)).await
             }
-            Record::Creating(files) | Record::Deleting(files) => {
-                self.blocking(move |snapshots| snapshots.removals.remove(&files)).await
+            rest @ (Record::Creating(_) | Record::Deleting(_)) => {
+                self.blocking(move |snapshots| snapshots.removals.remove_rest(&rest)).await
             }
         };
         self.metrics.snapshot_deleted("request", &outcome);

@@ -38,8 +38,8 @@ pub(super) struct Made {
 }
 
 impl Snapshots {
-    /// Records the intent, and prepares everything that can be prepared before the clones.
-    pub(super) fn prepare_all(&self, plans: Vec<Plan>) -> Result<Vec<Prepared>, Error> {
+    /// Records the intent of `user`, and prepares everything that can be prepared before the clones.
+    pub(super) fn prepare_all(&self, plans: Vec<Plan>, user: &str) -> Result<Vec<Prepared>, Error> {
         let (mut drafts, mut others) = (Vec::new(), Vec::new());
         let is_group = plans.len() > 1;
         for Plan { draft, sources, commit, event, quiesce } in plans {
@@ -58,14 +58,14 @@ impl Snapshots {
         }
         let begun = self.store.begin(drafts)?;
         // All records exist now, so that an error must undo all of them.
-        let (mut prepared, mut undo, mut failed) = (Vec::new(), Vec::new(), None);
+        let (mut prepared, mut begun_files, mut hooks, mut failed) = (Vec::new(), Vec::new(), Vec::new(), None);
         for (mut unfinished, (sources, commit, post_hooks, quiesce)) in begun.into_iter().zip(others) {
             let clones = match failed {
                 None => self.prepare(&mut unfinished, sources),
                 Some(error) => Err(error),
             };
-            let has_hooks = post_hooks.is_some();
-            undo.push((unfinished.files(), has_hooks));
+            begun_files.push(unfinished.files());
+            hooks.extend(post_hooks.is_some().then(|| PendingHooksKey::of_creation(unfinished.draft.id)));
             failed = match clones {
                 Ok(clones) => {
                     prepared.push(Prepared { unfinished, clones, commit, post_hooks, quiesce });
@@ -77,12 +77,8 @@ impl Snapshots {
         }
         let Some(error) = failed else { return Ok(prepared) };
         drop(prepared);
-        for (files, has_hooks) in undo {
-            self.removals.undo(&files);
-            if has_hooks {
-                self.hooks.pending.set(PendingHooksKey::of_creation(files.id), None);
-            }
-        }
+        self.removals.undo(&begun_files, user, &error);
+        hooks.into_iter().for_each(|key| self.hooks.pending.set(key, None));
         Err(error)
     }
 
@@ -109,16 +105,20 @@ impl Snapshots {
         Ok(clones)
     }
 
-    /// Seals the clones as snapshots and commits them, or undoes all.
+    /// Seals the clones as snapshots of `user` and commits them, or undoes all.
     pub(super) fn complete(
         &self,
         mut made: Vec<Made>,
         cloned: Result<(Vec<Cloned>, jiff::Timestamp), Error>,
+        user: &str,
     ) -> Result<Vec<Snapshot>, Error> {
         // The snapshots' time is that of the clones, not that of the end of the hooks.
         let sealed = cloned.and_then(|(cloned, at)| self.seal_all(&mut made, at, cloned));
-        let undo = || made.iter().for_each(|made| self.removals.undo(&made.unfinished.files()));
-        let snapshots = sealed.inspect_err(|_| undo())?;
+        let undo = |error: &Error| {
+            let files: Vec<_> = made.iter().map(|made| made.unfinished.files()).collect();
+            self.removals.undo(&files, user, error);
+        };
+        let snapshots = sealed.inspect_err(undo)?;
         let options = made.iter().zip(&snapshots).map(|(made, snapshot)| {
             let CommitDetails { ttl, key, definition } = &made.commit;
             let expires_at = ttl.map(|ttl| snapshot.created_at + ttl);
@@ -135,8 +135,10 @@ impl Snapshots {
             match self.store.record(first.id) {
                 Ok(Some(record)) if record.is_ready() => {}
                 Ok(_) => {
-                    snapshots.iter().for_each(|snapshot| self.removals.undo(&SnapshotFiles::from(snapshot)));
-                    return Err(error.into());
+                    let (files, error): (Vec<_>, _) =
+                        (snapshots.iter().map(SnapshotFiles::from).collect(), error.into());
+                    self.removals.undo(&files, user, &error);
+                    return Err(error);
                 }
                 Err(_) => return Err(error.into()),
             }

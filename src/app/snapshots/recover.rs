@@ -48,9 +48,8 @@ impl Recovery {
 
     /// Removes what a crash left unfinished, and waits for that within a bounded time.
     pub(crate) async fn run_after_start(self: &Arc<Self>) {
-        let announced = self.blocking(|recovery| recovery.announce_interrupted()).await;
-        if let Err(error) = announced {
-            tracing::error!(%error, "cannot tell webhooks about interrupted creations");
+        if let Err(error) = self.blocking(|recovery| recovery.begin_undo_of_interrupted()).await {
+            tracing::error!(%error, "cannot record that the end of the service has interrupted creations");
         }
         let round = self.tasks.spawn(Arc::clone(self).clean_up());
         if tokio::time::timeout(FIRST_ROUND, round).await.is_err() {
@@ -58,16 +57,21 @@ impl Recovery {
         }
     }
 
-    /// Tells webhooks about the creations that the end of the service interrupted. A later start repeats this until their
-    /// files are removed; the events then have the same ids.
-    fn announce_interrupted(&self) -> Result<(), Error> {
-        if !self.removals.notifications.is_used() {
-            return Ok(());
-        }
-        for snapshot in self.store.unfinished()? {
-            if let Some(Record::Creating(_)) = self.store.record(snapshot.id)? {
-                self.removals.notifications.announce(&Event::snapshot_interrupted(&snapshot.vm, snapshot.id));
+    /// Records that creations failed because the service ended, and tells webhooks. Their files are removed later, when
+    /// their repositories are available.
+    fn begin_undo_of_interrupted(&self) -> Result<(), Error> {
+        let notifications = &self.removals.notifications;
+        let mut interrupted = Vec::new();
+        for SnapshotFiles { id, vm, .. } in self.store.unfinished()? {
+            if let Some(Record::Creating(_)) = self.store.record(id)? {
+                tracing::warn!(snapshot = %id, %vm, "the service ended while it created this snapshot");
+                interrupted.push((id, notifications.prepare(&Event::snapshot_interrupted(id, &vm))));
             }
+        }
+        // The usual start writes nothing.
+        if !interrupted.is_empty() {
+            self.store.begin_undo(&interrupted)?;
+            notifications.wake();
         }
         Ok(())
     }
@@ -117,18 +121,15 @@ impl Recovery {
 
     /// Removes one snapshot, if it is still unfinished. The caller has locked its VM.
     fn clean_up_one(&self, id: SnapshotId) -> Result<(), Error> {
-        let (state, snapshot) = match self.store.record(id)? {
-            None | Some(Record::Ready(_)) => return Ok(()),
-            Some(Record::Creating(files)) => ("Creating", files),
-            Some(Record::Deleting(files)) => ("Deleting", files),
-        };
+        let Some(record) = self.store.record(id)?.filter(|record| !record.is_ready()) else { return Ok(()) };
         let before = self.removals.leftovers.reason(id);
-        let outcome = self.removals.remove(&snapshot);
+        let outcome = self.removals.remove_rest(&record);
         let is_gone = self.store.record(id)?.is_none();
         // An unchanged state is not logged each minute.
         if is_gone || before != self.removals.leftovers.reason(id) {
-            tracing::warn!(snapshot = %id, vm = %snapshot.vm, %state, is_gone, "removing an unfinished snapshot");
-            Actor::service("cleanup").did("delete", format_args!("{}/{id}", snapshot.vm), &outcome);
+            let (vm, state) = (record.vm(), record.state());
+            tracing::warn!(snapshot = %id, %vm, ?state, is_gone, "removing an unfinished snapshot");
+            Actor::service("cleanup").did("delete", format_args!("{vm}/{id}"), &outcome);
         }
         outcome
     }

@@ -12,7 +12,7 @@ use crate::app::notifications::{Event, Notifications};
 use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
-use crate::store::Store;
+use crate::store::{NewEvent, Record, Store};
 
 /// The snapshots whose files could not be removed yet, with the reason.
 #[derive(Default)]
@@ -76,14 +76,36 @@ impl Removals {
     /// Removes the record of a snapshot whose files another exporter has removed.
     pub(super) fn forget(&self, snapshot: &Snapshot) -> Result<(), Error> {
         self.comparisons.remove_cached(snapshot.id);
-        // The files are gone already. If this is repeated after a crash, the event has the same id.
-        self.notifications.announce(&Event::snapshot_deleted(snapshot, DeletionCause::FilesGone, None));
-        Ok(self.store.forget(&SnapshotFiles::from(snapshot))?)
+        let event = Event::snapshot_deleted(snapshot, DeletionCause::FilesGone, None);
+        self.store.forget(&SnapshotFiles::from(snapshot), self.notifications.prepare(&event).as_ref())?;
+        self.notifications.wake();
+        Ok(())
     }
 
     /// Removes the files of `snapshot`, then its record. If a repository is unavailable, a hidden record stays, and
     /// removing the files is retried each minute.
     pub(super) fn remove(&self, snapshot: &SnapshotFiles) -> Result<(), Error> {
+        self.remove_with(snapshot, None)
+    }
+
+    /// Removes the rest of a snapshot that is not complete, as [`Self::remove`] does. Its VM is locked, so no creation
+    /// runs. Does nothing to a complete one.
+    pub(super) fn remove_rest(&self, record: &Record) -> Result<(), Error> {
+        match record {
+            Record::Ready(_) => Ok(()),
+            Record::Deleting(files) => self.remove(files),
+            Record::Creating(files) => {
+                // For example, the thread of the creation panicked.
+                let event = self.notifications.prepare(&Event::snapshot_unfinished(files.id, &files.vm));
+                self.remove_with(files, event.as_ref())?;
+                self.notifications.wake();
+                Ok(())
+            }
+        }
+    }
+
+    /// `event` is written when the record is removed.
+    fn remove_with(&self, snapshot: &SnapshotFiles, event: Option<&NewEvent>) -> Result<(), Error> {
         self.comparisons.remove_cached(snapshot.id);
         let mut unavailable = Vec::new();
         let mut first_error = None;
@@ -98,7 +120,7 @@ impl Removals {
         }
         let outcome = match first_error {
             None if unavailable.is_empty() => {
-                self.store.forget(snapshot)?;
+                self.store.forget(snapshot, event)?;
                 self.deleted.add(&snapshot.vm, snapshot.id);
                 self.leftovers.remove(snapshot.id);
                 return Ok(());
@@ -142,10 +164,28 @@ impl Removals {
         }
     }
 
-    /// Undoes an unfinished creation. If that fails, it is retried each minute.
-    pub(super) fn undo(&self, snapshot: &SnapshotFiles) {
-        if let Err(error) = self.remove(snapshot) {
-            tracing::error!(snapshot = %snapshot.id, %error, "cannot undo the creation; retrying each minute");
+    /// Undoes the creation of `snapshots`, which `user` has requested in one request and which has failed. What cannot be
+    /// undone is retried each minute.
+    pub(super) fn undo(&self, snapshots: &[SnapshotFiles], user: &str, error: &Error) {
+        self.begin_undo(snapshots, user, error);
+        for snapshot in snapshots {
+            if let Err(error) = self.remove(snapshot) {
+                tracing::error!(snapshot = %snapshot.id, %error, "cannot undo the creation; retrying each minute");
+            }
+        }
+    }
+
+    /// Records that the creation of `snapshots` has failed, and tells webhooks, unless that is recorded already. After a
+    /// crash, or if their files cannot be removed yet, no other cause is reported.
+    pub(super) fn begin_undo(&self, snapshots: &[SnapshotFiles], user: &str, error: &Error) {
+        let failed = |files: &SnapshotFiles| Event::snapshot_failed(files.id, &files.vm, user, error);
+        let events: Vec<_> = snapshots.iter().map(failed).collect();
+        let written = self.notifications.announce_with(&events, |events| {
+            let ids = snapshots.iter().map(|files| files.id);
+            self.store.begin_undo(&ids.zip(events.iter().cloned()).collect::<Vec<_>>())
+        });
+        if let Err(error) = written {
+            tracing::error!(%error, "cannot record that a creation has failed");
         }
     }
 }

@@ -54,7 +54,7 @@ fn retention_survives_a_restart_and_ends_with_the_snapshot() {
 
     store.begin_deletion(&first, None).unwrap();
     assert!(!store.retentions().lease(first.id, "admin", ms(7000)).unwrap(), "it is being deleted");
-    store.forget(&SnapshotFiles::from(&first)).unwrap();
+    store.forget(&SnapshotFiles::from(&first), None).unwrap();
     assert_eq!(store.retentions().of(first.id).unwrap(), Retention::default());
     assert_eq!(store.retentions().expiring().unwrap(), HashSet::new());
     assert_eq!(store.retentions().of(other.id).unwrap().leased_until, Some(ms(8000)));

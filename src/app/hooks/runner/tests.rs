@@ -13,7 +13,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+mod events;
 mod frozen;
+mod unwritten;
 
 /// A hook runner with its dependencies.
 struct Scene {
@@ -41,7 +43,9 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
         "db_file = {:?}\novm_endpoint = \"https://127.0.0.1:1\"\n\
          [jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n[manager]\ninsecure_skip_verify = true\n\
          [repositories]\novs_agent_db = \"\"\npaths = [\"/nonexistent/repository\"]\n\
-         [hooks]\ndirectory = {hooks:?}\ntimeout = \"{timeout}\"\n",
+         [hooks]\ndirectory = {hooks:?}\ntimeout = \"{timeout}\"\n\
+         [[notifications.webhooks]]\nname = \"a\"\nurl = \"https://127.0.0.1:1\"\n\
+         secret = \"whsec_QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=\"\n",
         dir.path().join("db")
     );
     let config = config::parse(&text).unwrap();
@@ -74,7 +78,7 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
     };
     let post_hooks = scene.runner.hooks.pending_post_hooks(event).unwrap();
     let key = Operation::SnapshotCreate.pending_hooks_key(id);
-    scene.store.pending_hooks().record(key, &post_hooks.to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(key, &post_hooks.to_bytes().unwrap(), &[]).unwrap();
     (dir, scene, key, post_hooks)
 }
 
@@ -156,7 +160,7 @@ async fn failed_post_is_retried_until_it_succeeds() {
     let (key, written) = scene.store.pending_hooks().all().unwrap().remove(0);
     let with = |attempts| {
         let post_hooks = PendingPostHooks { attempts, ..PendingPostHooks::from_bytes(&written).unwrap() };
-        scene.store.pending_hooks().record(key, &post_hooks.to_bytes().unwrap()).unwrap();
+        scene.store.pending_hooks().record(key, &post_hooks.to_bytes().unwrap(), &[]).unwrap();
     };
     with(61);
     scene.pending.call_failed(1).await;
@@ -171,7 +175,7 @@ async fn failed_post_is_retried_until_it_succeeds() {
     let post_hooks = PendingPostHooks::from_bytes(&written).unwrap();
     let a_week_ago = (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(7 * 24)).as_millisecond();
     let post_hooks = PendingPostHooks { failing_since_ms: Some(a_week_ago), ..post_hooks };
-    scene.store.pending_hooks().record(key, &post_hooks.to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(key, &post_hooks.to_bytes().unwrap(), &[]).unwrap();
     scene.pending.call_failed(0).await;
     assert_eq!(attempts(&scene), [] as [u32; 0]);
     with(3);
@@ -242,8 +246,8 @@ async fn unreadable_record_stays_and_is_reported() {
     let (_dir, scene, creation, _) = scene("").await;
     let id = SnapshotId::from_u128(creation.as_u128());
     let key = PendingHooksKey::of_deletion(id);
-    scene.store.pending_hooks().clear(creation).unwrap();
-    scene.store.pending_hooks().record(key, b"from another version").unwrap();
+    scene.store.pending_hooks().clear(creation, &[]).unwrap();
+    scene.store.pending_hooks().record(key, b"from another version", &[]).unwrap();
     scene.pending.call_after_start().await.unwrap();
     scene.pending.call_failed(0).await;
     // Another deletion of that snapshot gets a free key.
@@ -257,56 +261,6 @@ async fn unreadable_record_stays_and_is_reported() {
 }
 
 #[tokio::test]
-async fn waiting_writes_of_the_database_delay_no_post_hook() {
-    let (dir, scene, first, post_hooks) = scene("").await;
-    let failed = PendingPostHooks { attempts: 1, ..post_hooks };
-    // Two of the same VM, and a change that the database has not accepted.
-    let second = PendingHooksKey::of_creation(SnapshotId::from_u128(2));
-    scene.store.pending_hooks().record(first, &failed.to_bytes().unwrap()).unwrap();
-    scene.pending.unwritten.lock().insert(second, Some(failed));
-    let (called, calls) = (Arc::clone(&scene.pending), dir.path().join("calls"));
-    let (store, runtime) = (scene.store.clone(), tokio::runtime::Handle::current());
-    let round = tokio::task::spawn_blocking(move || {
-        store.while_writes_wait(|| {
-            let round = runtime.spawn(async move { called.call_failed(1).await });
-            while fs::read_to_string(&calls).unwrap_or_default() != "post\npost\n" {
-                assert!(!round.is_finished(), "the round ended without the calls");
-                std::thread::yield_now();
-            }
-            round
-        })
-    });
-    round.await.unwrap().await.unwrap();
-    assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
-    assert!(scene.pending.unwritten.lock().is_empty());
-}
-
-#[tokio::test]
-async fn unwritten_changes_are_retried_and_override_database() {
-    let (dir, scene, id, post_hooks) = scene("[ $2 = pre ] || [ -e mended ]").await;
-    let calls = || fs::read_to_string(dir.path().join("calls")).unwrap_or_default();
-    // As if the database is full: its record says that the operation is still running.
-    let failed = PendingPostHooks { attempts: 1, ..post_hooks.clone() };
-    scene.pending.unwritten.lock().insert(id, Some(failed.clone()));
-    assert_eq!(scene.pending.entries().unwrap().readable, [(id, failed)]);
-    scene.pending.call_failed(1).await;
-    assert_eq!((calls().as_str(), attempts(&scene)), ("post\n", vec![2]));
-    fs::write(dir.path().join("mended"), "").unwrap();
-    scene.pending.call_failed(2).await;
-    assert_eq!((calls().as_str(), attempts(&scene)), ("post\npost\n", vec![]));
-    // A removal that could not be written: the hooks are not called again.
-    scene
-        .store
-        .pending_hooks()
-        .record(id, &PendingPostHooks { attempts: 1, ..post_hooks }.to_bytes().unwrap())
-        .unwrap();
-    scene.pending.unwritten.lock().insert(id, None);
-    scene.pending.call_failed(3).await;
-    assert_eq!((calls().as_str(), scene.store.pending_hooks().all().unwrap()), ("post\npost\n", vec![]));
-    assert!(scene.pending.unwritten.lock().is_empty());
-}
-
-#[tokio::test]
 async fn hanging_hooks_of_one_guest_do_not_delay_others() {
     let script = "[ $EXPORTER_VM = 0004fb00000600000000000000000002 ] && exec touch other\n\
                   until [ -e other ]; do sleep 0.01; done; touch first";
@@ -316,7 +270,7 @@ async fn hanging_hooks_of_one_guest_do_not_delay_others() {
     // Another operation: leftover processes of the same one are ended first.
     other.call_prefix = uuid::Uuid::new_v4().to_string();
     // Its key sorts after the first.
-    scene.store.pending_hooks().record(PendingHooksKey::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(PendingHooksKey::from_u128(u128::MAX), &other.to_bytes().unwrap(), &[]).unwrap();
     scene.pending.call_after_start().await.unwrap();
     assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
     assert!(dir.path().join("first").exists());
@@ -355,7 +309,7 @@ fn pending_post_hooks_do_not_wait_for_blocking_thread_pool() {
     let limit = Duration::from_secs(120);
     for (attempts, calls) in [(0, "post\n"), (1, "post\npost\n")] {
         let post_hooks = of_vm(&post_hooks, "0004fb00000600000000000000000001", attempts);
-        scene.store.pending_hooks().record(id, &post_hooks.to_bytes().unwrap()).unwrap();
+        scene.store.pending_hooks().record(id, &post_hooks.to_bytes().unwrap(), &[]).unwrap();
         runtime.block_on(async {
             // At the start, in a round, and at the end of the service.
             tokio::time::timeout(limit, scene.pending.call_after_start()).await.expect("waited for the pool").unwrap();
@@ -375,8 +329,12 @@ async fn hung_repository_does_not_delay_pending_post_hooks_elsewhere() {
         event: Event { disks: Vec::new(), ..of_vm(&post_hooks, healthy, 1).event },
         ..of_vm(&post_hooks, healthy, 1)
     };
-    scene.store.pending_hooks().record(id, &of_vm(&post_hooks, hung, 1).to_bytes().unwrap()).unwrap();
-    scene.store.pending_hooks().record(PendingHooksKey::from_u128(u128::MAX), &of_healthy.to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(id, &of_vm(&post_hooks, hung, 1).to_bytes().unwrap(), &[]).unwrap();
+    scene
+        .store
+        .pending_hooks()
+        .record(PendingHooksKey::from_u128(u128::MAX), &of_healthy.to_bytes().unwrap(), &[])
+        .unwrap();
     // All threads of the repository hang.
     let repository = scene.inventory.repository(&"repository".parse().unwrap()).unwrap();
     let (hold, release) = std::sync::mpsc::channel::<()>();
