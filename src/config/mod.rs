@@ -122,8 +122,13 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// The file cannot be read.
 pub fn load_with_faults(path: &Path) -> Result<(Config, Vec<String>), ConfigError> {
     let shown = path.display();
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| ConfigError::new(format!("{shown}: {error}; name the file with --config")))?;
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        let remedy = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => "run this as root",
+            _ => "name the file with --config",
+        };
+        ConfigError::new(format!("{shown}: {error}; {remedy}"))
+    })?;
     let (mut config, faults) = parse_with_faults(&text);
     config.file = path.to_owned();
     Ok((config, faults.into_iter().map(|line| format!("{shown}: {line}")).collect()))

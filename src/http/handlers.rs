@@ -19,7 +19,7 @@ use super::paths::METRICS;
 use super::query::AdoptQuery;
 use super::status_page::{StatusParameters, render};
 use crate::api::{self, formats};
-use crate::app::App;
+use crate::app::{App, Error};
 use crate::metrics;
 use crate::model::Permission;
 use crate::repository::checksum::Algorithm;
@@ -194,12 +194,16 @@ const WELCOME: &str = "This is coriolis-ovm-exporter: snapshots of VM disks for 
     Its API is at /api/v1; /api/v1/docs shows it, and docs/api.md in its source is the guide. Start with POST /api/v1/auth/login.\n\
     GET /readyz reports whether the service is ready.\n";
 
+const NO_METRICS: &str = "the service has no metrics: metrics.enabled is false in its config";
+
 /// Responds to requests without a route.
 pub(super) async fn no_route(method: Method, uri: Uri, WantsPage(page): WantsPage) -> Response {
     if page && uri.path() == "/" && [Method::GET, Method::HEAD].contains(&method) {
         return WELCOME.into_response();
     }
-    Failure::NoRoute.into_response()
+    let is_metrics = uri.path().trim_end_matches('/') == METRICS;
+    let failure = if is_metrics { Error::NotFound(NO_METRICS).into() } else { Failure::NoRoute };
+    failure.into_response()
 }
 
 /// Whether the process runs.

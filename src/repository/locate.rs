@@ -16,7 +16,7 @@ pub enum PathError {
     /// The path leads nowhere, or to a folder, a device or a link.
     #[error("cannot be opened: {0}")]
     Unreadable(#[from] io::Error),
-    #[error("lies outside of every repository")]
+    #[error("lies outside of every repository; add its repository to repositories.paths, or exclude it")]
     Outside,
     #[error("has a name that is not UTF-8")]
     NotText,

@@ -60,6 +60,11 @@ pub fn server_tls(api: &Api) -> io::Result<ServerTls> {
             let certificate = api.certificate.display();
             problem("key", &api.key, &format_args!("does not belong to the certificate {certificate}"))
         }
+        rustls::Error::InvalidCertificate(error) if is_old_version(&error) => {
+            let found = "is an X.509 certificate of an old version; make one of version 3 with subjectAltName";
+            io::Error::other(format!("api.tls.certificate: {} {found}", api.certificate.display()))
+        }
+        rustls::Error::InvalidCertificate(error) => problem("certificate", &api.certificate, &error),
         error => problem("key", &api.key, &error),
     })?;
     // No HTTP/2: it needs more CPU for bulk data. The handshake fails for a client that offers nothing else.
@@ -73,6 +78,12 @@ pub fn server_tls(api: &Api) -> io::Result<ServerTls> {
         config.send_tls13_tickets = 0;
     }
     Ok(ServerTls { config: Arc::new(config), clients })
+}
+
+/// Version 1 has no extensions, so it names no host that a client accepts.
+fn is_old_version(error: &rustls::CertificateError) -> bool {
+    let rustls::CertificateError::Other(other) = error else { return false };
+    other.0.to_string() == "UnsupportedCertVersion"
 }
 
 /// The default ciphers of rustls, those with AES-128 first: they cost the least CPU per byte.

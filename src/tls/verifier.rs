@@ -31,7 +31,7 @@ pub(super) fn new(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<A
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(found.certs);
             if roots.is_empty() {
-                let problem = "the host has no list of authorities; name one with ca_certificate";
+                let problem = "the host has no list of authorities; name the server's certificate with ca_certificate, or install ca-certificates";
                 return Err(io::Error::other(problem));
             }
             Rule::Chain(built_on(roots)?)

@@ -339,10 +339,13 @@ fn failed_start_names_the_config_key() {
         ("ovm_endpoint", &|settings| settings.ovm_endpoint = "http://127.0.0.1:1".to_owned()),
         ("missing.pem", &|settings| settings.manager = format!("ca_certificate = {missing:?}")),
         ("manager.fingerprint", &|settings| settings.manager = "fingerprint = \"sha256:00\"".to_owned()),
-        ("manager: the host has no list of authorities; name one with ca_certificate", &|settings| {
-            settings.manager.clear();
-            settings.environment = nowhere.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        }),
+        (
+            "manager: the host has no list of authorities; name the server's certificate with ca_certificate",
+            &|settings| {
+                settings.manager.clear();
+                settings.environment = nowhere.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+            },
+        ),
         ("db_file", &|settings| settings.db_file = Some("/nonexistent/folder/db".into())),
     ];
     for (expected, change) in cases {

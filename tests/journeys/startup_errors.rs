@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::harness::{
     Certificates, Client, Exporter, Manager, ManagerBehavior, PASSWORD, SECRET, Settings, USER, Volume, World,
-    eventually_some, free_port, make_repository,
+    eventually_some, free_port, make_repository, run,
 };
 use crate::needs_root;
 use coriolis_ovm_exporter::testing::Tokens;
@@ -181,6 +181,10 @@ fn start_and_check_config_report_the_same_faults() {
     let at = |name: &str| certificates.path(name);
     fs::write(at("notes.txt"), "no database at all\n".repeat(100)).unwrap();
     fs::write(at("short"), "x").unwrap();
+    // openssl-x509(1) adds no extensions, which makes it a certificate of version 1.
+    let openssl = |arguments: &str| run(Command::new("openssl").args(arguments.split(' ')).current_dir(at("")));
+    openssl("req -new -key server.key -subj /CN=localhost -out version1.csr");
+    openssl("x509 -req -in version1.csr -signkey server.key -out version1.pem");
     nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     type Change<'a> = Box<dyn Fn(&mut Settings) + 'a>;
     // The change; the exit status; the expected error with the file; the remedy.
@@ -214,6 +218,12 @@ fn start_and_check_config_report_the_same_faults() {
             78,
             format!("{}: does not belong to the certificate {}", at("other.key").display(), at("server.pem").display()),
             "name the private key of api.tls.certificate",
+        ),
+        (
+            Box::new(|settings| settings.certificate = at("version1.pem")),
+            78,
+            format!("{} is an X.509 certificate of an old version", at("version1.pem").display()),
+            "make one of version 3 with subjectAltName",
         ),
         (
             Box::new(|settings| settings.certificate = at("missing.pem")),

@@ -7,6 +7,7 @@ mod reach;
 mod rules;
 
 use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::api;
@@ -84,6 +85,11 @@ impl Confinement {
     fn state(&self) -> MutexGuard<'_, api::Confinement> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The paths that the config names, with their keys.
+pub fn named_paths(config: &Config) -> Vec<(&'static str, PathBuf)> {
+    rules::named(config).into_iter().map(|(key, path, _)| (key, path)).collect()
 }
 
 /// What the service would restrict with this config on this kernel, without restricting anything.

@@ -80,6 +80,9 @@ pub(crate) fn choose<'a>(
     Ok(indices.into_iter().zip(names).collect())
 }
 
+/// What the user of the API or of a command can do about a disk that can never be in a snapshot.
+const EXCLUDE: &str = "exclude it (exclude_disks, --exclude-disks)";
+
 /// Decides about a disk of the VM `vm`.
 pub(crate) fn classify(files: &DiskFiles<'_>, vm: &str, disk: &Disk) -> ClassifiedDisk {
     let nothing_found = |decision| ClassifiedDisk { found: None, friendly_name: None, decision };
@@ -87,7 +90,7 @@ pub(crate) fn classify(files: &DiskFiles<'_>, vm: &str, disk: &Disk) -> Classifi
         Medium::File(path) => path,
         Medium::Absent => return nothing_found(DiskDecision::LeftOut("no medium".into())),
         Medium::Other { scheme, target } => {
-            return nothing_found(refused(disk, format!("{scheme}:{target} is not a file in a repository")));
+            return nothing_found(refused(disk, format!("{scheme}:{target} is not a file in a repository; {EXCLUDE}")));
         }
     };
     match disk.format {

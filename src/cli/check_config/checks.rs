@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use nix::unistd::{AccessFlags, access};
 
 use super::findings::{Finding, Findings};
+use super::unit;
 use crate::api;
 use crate::app::confinement;
 use crate::app::inventory::{Repositories, below_a_repository};
@@ -18,6 +19,7 @@ use crate::app::session::ManagerAddress;
 use crate::auth::{self, Authenticator};
 use crate::config::{self, Api, Config, ConfinementMode, Fault};
 use crate::http::operator_socket::{self, State};
+use crate::model::layout::VIRTUAL_MACHINES;
 use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, DatabaseState, StoreError};
 use crate::tls;
@@ -57,6 +59,7 @@ pub async fn check_config(path: &Path) -> Vec<Finding> {
     findings.hooks(&config.hooks);
     findings.notifications(&config.notifications);
     findings.confinement(&config);
+    findings.unit(&config);
     findings.into_vec()
 }
 
@@ -150,6 +153,17 @@ impl Findings {
         self.good(what, format!("the service restricts its {}", named.join(", ")));
         for problem in problems {
             self.doubtful(what, problem, "docs/access.md#confinement says what to do");
+        }
+    }
+
+    /// Checks that systemd shows the service what the config names.
+    fn unit(&mut self, config: &Config) {
+        let Some(text) = unit::installed() else { return };
+        for (key, path) in confinement::named_paths(config) {
+            if let Some(folder) = unit::hidden(&text, &path) {
+                let found = format!("{}: the systemd unit hides {folder} from the service", path.display());
+                self.bad(key, found, "move it to /etc/coriolis-ovm-exporter, and change the key");
+            }
         }
     }
 
@@ -333,6 +347,10 @@ impl Findings {
                 return self.doubtful(what, format!("{shown} {cause}"), remedy);
             }
         };
+        if !repository.mount_point().join(VIRTUAL_MACHINES).is_dir() {
+            let found = format!("{shown} has no folder {VIRTUAL_MACHINES}, so no VM will be found in it");
+            self.doubtful(what, found, "name the repository itself, not the folder above the repositories");
+        }
         match support.of(repository.mount_point()) {
             Err(reason @ Unclonable::NotNow(_)) => {
                 self.bad(what, format!("{shown}: {reason}"), "free space, or check the host's log and remount it");

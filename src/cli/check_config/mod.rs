@@ -5,6 +5,7 @@ mod findings;
 mod hooks;
 mod notifications;
 mod table;
+mod unit;
 
 pub use checks::check_config;
 pub use findings::CheckStatus;
