@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::harness::{
     Certificates, Client, Exporter, Manager, ManagerBehavior, PASSWORD, SECRET, Settings, USER, Volume, World,
-    eventually_some, free_port, make_repository, run,
+    eventually_some, free_port, make_repository,
 };
 use crate::needs_root;
 use coriolis_ovm_exporter::testing::Tokens;
@@ -181,10 +181,7 @@ fn start_and_check_config_report_the_same_faults() {
     let at = |name: &str| certificates.path(name);
     fs::write(at("notes.txt"), "no database at all\n".repeat(100)).unwrap();
     fs::write(at("short"), "x").unwrap();
-    // openssl-x509(1) adds no extensions, which makes it a certificate of version 1.
-    let openssl = |arguments: &str| run(Command::new("openssl").args(arguments.split(' ')).current_dir(at("")));
-    openssl("req -new -key server.key -subj /CN=localhost -out version1.csr");
-    openssl("x509 -req -in version1.csr -signkey server.key -out version1.pem");
+    certificates.make_version_1("version1.pem");
     nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     type Change<'a> = Box<dyn Fn(&mut Settings) + 'a>;
     // The change; the exit status; the expected error with the file; the remedy.

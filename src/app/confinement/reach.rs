@@ -33,7 +33,7 @@ impl Reach {
     fn out_of_reach(&self, config: &Config) -> Vec<String> {
         let is_out = |key: &str, path: &PathBuf, right| {
             // Most hosts have no ovs-agent, and it is looked for there by default.
-            let is_missing = key == "repositories.ovs_agent_db" && !path.exists();
+            let is_missing = key == "repositories.ovs_agent_db" && path.canonicalize().is_err();
             !is_missing && !self.includes(path, right) || key == "hooks.directory" && self.hooks.as_ref() != Some(path)
         };
         let named = rules::named(config).into_iter().filter(|(key, path, right)| is_out(key, path, *right));

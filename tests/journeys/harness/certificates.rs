@@ -3,6 +3,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
@@ -78,6 +79,17 @@ impl Certificates {
         let path = self.path(format!("{name}.key"));
         std::fs::write(&path, key.serialize_pem()).unwrap();
         std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// Makes a certificate of X.509 version 1 with the key `server.key`: openssl-x509(1) adds no extensions.
+    pub fn make_version_1(&self, file: &str) {
+        for arguments in [
+            "req -new -key server.key -subj /CN=localhost -out version1.csr".to_owned(),
+            format!("x509 -req -in version1.csr -signkey server.key -out {file}"),
+        ] {
+            let made = Command::new("openssl").args(arguments.split(' ')).current_dir(self.path("")).output().unwrap();
+            assert!(made.status.success(), "{made:?}");
+        }
     }
 
     /// Issues a certificate that expires `days` from now.
