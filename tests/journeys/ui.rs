@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use crate::harness::access::{create, rename, rule, user};
 use crate::harness::{
-    Answer, MB, OTHER_VM, PASSWORD, SNAPSHOTS, VM, World, define_vm, define_vm_with, make_disk, text, write_at,
+    Answer, MB, OTHER_VM, PASSWORD, SNAPSHOTS, VM, WEBHOOK_SECRET, World, define_vm, define_vm_with, free_port,
+    make_disk, text, write_at,
 };
 use crate::{needs, needs_root};
 
-/// A VM with a disk outside the repositories.
+/// A VM with a disk outside the repositories, and one inside.
 const UNFIT_VM: &str = "0004fb00000600000000000000000003";
 
 /// Names that a page must show as they are.
@@ -131,7 +132,13 @@ fn world() -> World {
             + &["test-one-vm", "test-nightly"].map(|user| rule(user, "viewer", "")).concat()
             + &rule("test-one-vm", "operator", &format!("vms = [{OTHER_VM:?}]"))
             + &rule("test-nightly", "operator", "labels = { job = \"nightly\" }");
-        settings.sections = format!("[access]\n{rules}");
+        // Nobody listens there.
+        let webhook = format!(
+            "[[notifications.webhooks]]\nname = \"alerts\"\nurl = \"https://127.0.0.1:{}/x\"\n\
+             secret = {WEBHOOK_SECRET:?}\nevents = [\"snapshot.created\"]\n",
+            free_port()
+        );
+        settings.sections = format!("[access]\n{rules}{webhook}");
     });
     let disks = world.define_vm(&[("system.img", 256 * MB), ("data.img", 64 * MB)]);
     (0..24).for_each(|number| write_at(&disks[0], number * number * 300_000, &[7; 700_000]));
@@ -141,7 +148,9 @@ fn world() -> World {
     write_at(&disk, 0, &[9; 300_000]);
     define_vm(&world.repository, OTHER_VM, &[disk]);
     rename(&world, OTHER_VM, "web-1", LONG);
-    define_vm_with(&world.repository, UNFIT_VM, &["'phy:/dev/mapper/lun-7,xvda,w'".to_owned()]);
+    let disk = make_disk(&world.repository, "c.img", 4 * MB);
+    let lines = ["'phy:/dev/mapper/lun-7,xvda,w'".to_owned(), format!("'file:{},xvdb,w'", disk.display())];
+    define_vm_with(&world.repository, UNFIT_VM, &lines);
     world
 }
 
@@ -170,6 +179,7 @@ fn page_works_in_a_browser() {
         "hostile": HOSTILE,
         "long": LONG,
         "snapshots": [first, second, third],
+        "repository": world.repository,
         "pictures": root().join("target/ui"),
     });
     run_steps(&world, &mut Command::new("env"), "page.py", &input);

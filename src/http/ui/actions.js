@@ -4,6 +4,7 @@ import { path, request } from "./api.js";
 import { h, name, replace } from "./dom.js";
 import { duration, time } from "./format.js";
 import { problem } from "./parts.js";
+import { deviceOf, devices } from "./vms.js";
 
 // Shows a dialog. `run` does the work on confirmation; its error is shown, and the dialog stays. `done` follows success.
 function ask({ title, text, fields = [], confirm, danger = false, run, done }) {
@@ -88,6 +89,28 @@ function labelsOf(text) {
   );
 }
 
+// Which disks of the VM are included. `excluded` returns the others, or nothing if the service decides.
+function diskChoice(vm) {
+  const fit = vm.disks.filter((disk) => disk.snapshot_compatible);
+  const unfit = vm.disks.filter((disk) => !disk.snapshot_compatible);
+  const boxes = fit.map((disk) => [disk, h("input", { type: "checkbox", checked: true })]);
+  const label = ([disk, box]) =>
+    h("label", {}, box, h("span", {}, deviceOf(disk), " · ", name(disk.friendly_name || disk.name)));
+  const element = h(
+    "fieldset",
+    {},
+    h("legend", {}, "Disks"),
+    boxes.map(label),
+    unfit.length ? h("p", { class: "fine" }, `Without ${devices(unfit)}: see the reasons at the disks of the VM.`) : null,
+  );
+  const excluded = () => {
+    const unwanted = boxes.filter(([, box]) => !box.checked).map(([disk]) => disk);
+    // Those that are left out anyway need not be named.
+    return (vm.snapshot_compatible ? unwanted : [...unfit, ...unwanted]).map(deviceOf);
+  };
+  return { element, excluded };
+}
+
 export function createSnapshot(vm, { limits }, done) {
   const description = h("input", { maxlength: 1024, autocomplete: "off" });
   const ttl = h("input", { autocomplete: "off", placeholder: "72h" });
@@ -99,12 +122,15 @@ export function createSnapshot(vm, { limits }, done) {
     h("option", { value: "require" }, "No snapshot unless the guest is quiesced"),
     h("option", { value: "skip" }, "Call no hooks"),
   );
+  const disks = diskChoice(vm);
   // The same request, if it is sent again after an error, makes no second snapshot.
   let sent = null;
   const run = () => {
     const body = { quiesce: quiesce.value };
     if (description.value.trim()) body.description = description.value.trim();
     if (ttl.value.trim()) body.ttl = ttl.value.trim();
+    const excluded = disks.excluded();
+    if (excluded.length) body.exclude_disks = excluded;
     if (labels.value.trim()) body.labels = labelsOf(labels.value);
     const text = JSON.stringify(body);
     if (sent?.text !== text) sent = { text, key: crypto.randomUUID() };
@@ -117,21 +143,22 @@ export function createSnapshot(vm, { limits }, done) {
     ? `${duration(limits.default_ttl_seconds)}, as the service is configured`
     : "until it is deleted";
   ask({
-    title: "Create a snapshot?",
+    title: "Create a snapshot",
     text: h(
       "p",
       {},
-      "Of all disks of ",
+      "The snapshot has the disks of ",
       h("strong", {}, name(vm.friendly_name || vm.name)),
       " (",
       h("code", {}, vm.name),
-      ") that can be snapshotted, at one moment.",
+      "), all as they are at the same moment.",
     ),
     fields: [
       field("description", "Description", description, "Optional. What the snapshot is for."),
       field("ttl", "Keep for", ttl, `Such as 72h or 30m. If it is empty: ${kept}.`),
       field("labels", "Labels", labels, "Such as job=nightly, env=test. Your role may be limited to some of them."),
       field("quiesce", "Guest", quiesce),
+      vm.disks.length > 1 ? disks.element : null,
     ],
     confirm: "Create the snapshot",
     run,
@@ -164,8 +191,8 @@ export function deleteSnapshot(vm, snapshot, done) {
 export function takeLease(vm, snapshot, { limits }, done) {
   const ttl = h("input", { value: "2h", required: true, autocomplete: "off" });
   ask({
-    title: "Take a lease?",
-    text: h("p", {}, "It keeps ", named(vm, snapshot), " from expiring. Users can still delete it."),
+    title: "Keep the snapshot longer",
+    text: h("p", {}, "Until it ends, a lease keeps ", named(vm, snapshot), " from expiring. It can still be deleted."),
     fields: [
       field(
         "ttl",

@@ -4,19 +4,27 @@ import { bytes, count, day, percent } from "./format.js";
 
 const ALMOST_FULL = 0.1;
 
+// Whether a repository has too little space for a snapshot (`short`), or soon (`low`). `null`: enough, or unknown.
+export function spaceOf({ free_bytes: free, min_free_bytes: least, total_bytes: total }) {
+  if (free === null) return null;
+  if (least !== null && free < least) return "short";
+  return total && free / total < ALMOST_FULL ? "low" : null;
+}
+
 function ofRepository(repository) {
   const title = `Repository ${repository.alias || repository.id}`;
   const found = [];
   if (repository.status === "error")
     found.push({ kind: "bad", title: `${title} cannot be used`, text: repository.reason });
   const { free_bytes: free, min_free_bytes: least, total_bytes: total } = repository;
-  if (free !== null && least !== null && free < least) {
+  const space = spaceOf(repository);
+  if (space === "short") {
     found.push({
       kind: "bad",
       title: `${title} has too little free space`,
       text: `${bytes(free)} are free, and the policy requires ${bytes(least)}. No snapshot is created until there is more: delete snapshots, or other files.`,
     });
-  } else if (free !== null && total && free / total < ALMOST_FULL) {
+  } else if (space === "low") {
     found.push({
       kind: "warn",
       title: `${title} is almost full`,
@@ -76,6 +84,23 @@ function ofCertificates(tls) {
   return found;
 }
 
+function ofWebhook({ name, origin, queued, dropped, last_error: error, disabled }) {
+  if (!disabled && !error) return [];
+  const sentence = (text) => `${text.replace(/\.$/, "")}.`;
+  const reason = disabled
+    ? "The receiver answered that it is gone (410), so it gets no events until the service is reloaded or restarted."
+    : `${sentence(error.reason)} The service tries again.`;
+  const owed = [
+    queued ? `${count(queued, "event")} ${queued === 1 ? "waits" : "wait"}. ` : "",
+    dropped ? `${count(dropped, "event")} ${dropped === 1 ? "was" : "were"} dropped. ` : "",
+  ];
+  return {
+    kind: disabled || dropped ? "bad" : "warn",
+    title: `Webhook ${name} gets no events`,
+    text: `${owed.join("")}${origin}: ${reason}`,
+  };
+}
+
 // An array of `kind` (bad, warn), `text`, perhaps a `title`, and `vm` or `link` if there is more to see.
 export function attention(status, vms) {
   const found = [
@@ -83,6 +108,7 @@ export function attention(status, vms) {
     ...status.owed_hooks.map(ofHook),
     ...ofDatabase(status.database),
     ...ofCertificates(status.tls),
+    ...(status.webhooks ?? []).flatMap(ofWebhook),
     ...(status.warnings ?? []).map((text) => ({ kind: "warn", text })),
     ...status.leftovers.map(({ id, vm_id: vm, reason }) => ({
       kind: "warn",
@@ -96,7 +122,7 @@ export function attention(status, vms) {
     found.push({
       kind: "warn",
       title: `${count(unfit.length, "VM")} cannot be snapshotted`,
-      text: "The list of the VMs has the reasons.",
+      text: "The list of the VMs has the reasons, and which of them can be snapshotted without a disk.",
       link: "#/vms?show=unfit",
     });
   }

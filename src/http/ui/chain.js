@@ -67,6 +67,11 @@ function incrementOf({ disks }) {
   };
 }
 
+const CONSISTENCY = {
+  crash: ["Crash-consistent", "as after a power cut: the guest recovers when it starts from it"],
+  quiesced: ["Quiesced", "the guest had written everything, and waited, when it was made"],
+};
+
 // The list, newest first. `context` has the VM's name, the user and the limits, and `done`.
 export function chain(snapshots, figures, context) {
   const largest = Math.max(1, ...[...figures.increments.values()].map((increment) => increment.data ?? 0));
@@ -76,7 +81,7 @@ export function chain(snapshots, figures, context) {
 
 function entry(snapshot, before, figures, largest, context) {
   const lost = snapshot.disks.filter((disk) => disk.status === "error");
-  const quiesced = snapshot.consistency === "quiesced";
+  const [consistency, meaning] = CONSISTENCY[snapshot.consistency] ?? [snapshot.consistency];
   return h(
     "li",
     { "data-id": snapshot.id },
@@ -85,7 +90,7 @@ function entry(snapshot, before, figures, largest, context) {
       { class: "row" },
       h("h3", {}, moment(snapshot.created_at)),
       h("span", { class: "fine" }, ago(snapshot.created_at)),
-      badge(quiesced ? "good" : "plain", quiesced ? "Quiesced" : "Crash-consistent"),
+      badge(snapshot.consistency === "quiesced" ? "good" : "plain", consistency, meaning),
       lost.length ? badge("bad", "Damaged") : null,
       snapshot.leased_until ? badge("accent", `Leased, ends ${relative(snapshot.leased_until)}`) : null,
       snapshot.expires_at ? badge("plain", `Expires ${relative(snapshot.expires_at)}`) : null,
@@ -117,7 +122,7 @@ function size(snapshot, before, { data, increments, exclusive }, largest) {
   const increment = increments.get(snapshot.id);
   const cost = exclusive.get(snapshot.id);
   const lines = [];
-  if (!before && whole) lines.push(h("span", {}, "The oldest that is left, so it has no increment"));
+  if (!before && whole) lines.push(h("span", {}, "The oldest snapshot: there is none to compare it with"));
   if (increment?.error)
     lines.push(
       h("span", { class: "reason" }, `Increment unknown: ${increment.error.message} (${increment.error.code})`),
@@ -186,7 +191,7 @@ function more(snapshot, context) {
     );
   const buttons = [
     may(snapshot, "read")
-      ? button("lease", "Take a lease", () =>
+      ? button("lease", "Keep longer (lease)", () =>
           takeLease(vm, snapshot, rights, (lease) => done(`The lease lasts until ${time(lease.expires_at)}.`)),
         )
       : null,
@@ -210,7 +215,10 @@ function more(snapshot, context) {
       ["Id", h("code", {}, snapshot.id)],
       [
         "Consistency",
-        snapshot.consistency_reason ? `${snapshot.consistency}: ${snapshot.consistency_reason}` : snapshot.consistency,
+        [
+          CONSISTENCY[snapshot.consistency]?.join(", ") ?? snapshot.consistency,
+          snapshot.consistency_reason ? h("p", { class: "fine" }, snapshot.consistency_reason) : null,
+        ],
       ],
       ["Freeze", snapshot.freeze_ms === undefined ? null : `at most ${count(snapshot.freeze_ms, "millisecond")}`],
       ["Expires", snapshot.expires_at ? moment(snapshot.expires_at) : "never"],

@@ -56,22 +56,23 @@ export function day(text) {
   return date.format(new Date(text));
 }
 
-export function duration(seconds) {
+export function duration(seconds, fromMinutes = 2) {
   const whole = Math.max(0, Math.round(seconds));
   // From two of a unit on, so that the error of rounding is small: 90 minutes, then 2 hours.
   const [unit, size] = [
-    ["day", 86400],
-    ["hour", 3600],
-    ["minute", 60],
-  ].find(([, size]) => whole >= 2 * size) ?? ["second", 1];
+    ["day", 86400, 2],
+    ["hour", 3600, 2],
+    ["minute", 60, fromMinutes],
+  ].find(([, size, from]) => whole >= from * size) ?? ["second", 1];
   return count(Math.round(whole / size), unit);
 }
 
-// How long ago, or how long until.
+// How long ago, or how long until. Roughly: from one minute on without seconds.
 export function relative(text, now = Date.now()) {
   const seconds = (new Date(text).getTime() - now) / 1000;
   if (Math.abs(seconds) < 5) return "now";
-  return seconds < 0 ? `${duration(-seconds)} ago` : `in ${duration(seconds)}`;
+  const distance = duration(Math.abs(seconds), 1);
+  return seconds < 0 ? `${distance} ago` : `in ${distance}`;
 }
 
 // The first part of an id, for people.

@@ -15,7 +15,7 @@ export function showGrowth(page, { signal, rights }) {
   page.append(
     heading(
       "Growth",
-      "From the snapshots that are left: the data in the disks of each VM, when it was snapshotted. The service keeps no other history.",
+      "How much data the disks of each VM had at each of its snapshots. Only snapshots that still exist count: the service keeps no other history.",
     ),
     body,
   );
@@ -75,7 +75,7 @@ async function measure(result, vms, repositories, signal) {
       h(
         "p",
         { class: "fine" },
-        "Data of the VMs that have snapshots, by repository. Each VM counts with its newest snapshot before the time, and from its first one that is left. Clones share blocks, so this is not the used space.",
+        "The data of the VMs in each repository. Between two snapshots, a VM counts as it was at the earlier one; before its first snapshot, it does not count. Snapshots share blocks with the disks, so this is not the used space.",
       ),
       known.length ? repositoriesChart(known, repositories) : h("p", { class: "empty" }, "No size is known."),
     ),

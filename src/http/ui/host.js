@@ -1,7 +1,7 @@
 // The host at a glance.
 
 import { get } from "./api.js";
-import { attention } from "./attention.js";
+import { attention, spaceOf } from "./attention.js";
 import { address, h, name, replace } from "./dom.js";
 import { bytes, count, number, percent } from "./format.js";
 import { ago, badge, facts, heading, meter, poll, section } from "./parts.js";
@@ -65,7 +65,7 @@ function attentionPanel(items, names) {
       "section",
       { class: "panel calm" },
       h("h2", {}, "Nothing needs attention"),
-      h("p", {}, "Repositories, database, hooks and certificates are in order, as far as this user may see."),
+      h("p", {}, "Repositories, database, hooks, webhooks and certificates are in order, as far as this user may see."),
     );
   }
   const line = ({ kind, title, text, vm, link }) =>
@@ -123,15 +123,16 @@ function repositoryRow(repository, listed) {
   const { total_bytes: total, free_bytes: free, min_free_bytes: least } = repository;
   const known = total !== null && free !== null;
   const used = known ? total - free : 0;
-  const low = known && ((least !== null && free < least) || free / total < 0.1);
+  const space = spaceOf(repository);
   const isOk = repository.status === "ok" && listed?.reflink !== false;
   const state =
     repository.status !== "ok"
       ? badge("bad", "Cannot be used")
-      : isOk
-        ? badge("good", "In order")
-        : badge("warn", "No snapshots");
-  const bar = meter(used, total ?? 0, low ? "low" : "");
+      : !isOk
+        ? badge("warn", "No snapshots")
+        : { short: badge("bad", "Too little space"), low: badge("warn", "Almost full") }[space] ??
+          badge("good", "In order");
+  const bar = meter(used, total ?? 0, space ? "low" : "");
   if (known && least) {
     const mark = h("span", { class: "mark" });
     mark.style.insetInlineStart = `${(100 * (1 - Math.min(1, least / total))).toFixed(2)}%`;
@@ -190,7 +191,7 @@ function service(status) {
           ]
         : null,
     ],
-    ["Log-ins", sessions ? `${number(sessions.renewable)} can be renewed` : null],
+    ["Log-ins", sessions ? `${number(sessions.renewable)} open` : null],
     ["Audit", audit ? `line ${number(audit.seq)} is the newest` : null],
     [
       "Confinement",

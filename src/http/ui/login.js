@@ -4,6 +4,12 @@ import { logIn, logOut } from "./api.js";
 import { h, name, replace } from "./dom.js";
 import { problem } from "./parts.js";
 
+// A wrong password needs no code and no id of the request.
+function refusal({ message }) {
+  const text = `${message[0].toUpperCase()}${message.slice(1).replace(/\.$/, "")}.`;
+  return h("div", { class: "notice bad", role: "alert" }, h("p", {}, text));
+}
+
 // Shows the form. `message` says why the last log-in has ended. `certificate` has the user whom the browser's certificate
 // names, and how to enter as that user. Returns how to show an error.
 export function showLogIn(container, message, done, certificate) {
@@ -26,14 +32,14 @@ export function showLogIn(container, message, done, certificate) {
   const answer = h("div", { class: "answer" });
   if (message) answer.append(h("p", { class: "notice", role: "status" }, message));
   const fail = (error) => replace(answer, problem(error));
-  const attempt = async (work, refused) => {
+  const attempt = async (work, show, refused) => {
     button.disabled = goOn.disabled = true;
     try {
       await work();
     } catch (error) {
       // The user may have no role: then the log-in is of no use.
       await logOut().catch(() => {});
-      fail(error);
+      show(error);
       button.disabled = goOn.disabled = false;
       refused();
     }
@@ -44,14 +50,15 @@ export function showLogIn(container, message, done, certificate) {
       await logIn(user.value, password.value);
       await done();
     };
-    attempt(work, () => {
+    const show = (error) => (error.status === 401 ? replace(answer, refusal(error)) : fail(error));
+    attempt(work, show, () => {
       password.value = "";
       password.focus();
     });
   };
   const goOn = h(
     "button",
-    { type: "button", on: { click: () => attempt(certificate.enter, () => goOn.focus()) } },
+    { type: "button", on: { click: () => attempt(certificate.enter, fail, () => goOn.focus()) } },
     "Go on as ",
     name(certificate?.user ?? ""),
   );
@@ -73,6 +80,7 @@ export function showLogIn(container, message, done, certificate) {
     password,
     answer,
     button,
+    h("p", { class: "fine" }, "Reloading or closing the page ends the log-in."),
     certificate ? [h("p", { class: "fine" }, "Or use the certificate of this browser, without a password:"), goOn] : null,
   );
   replace(container, form);

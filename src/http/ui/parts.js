@@ -104,8 +104,9 @@ export function table(caption, columns, rows, empty) {
   );
 }
 
-export function badge(kind, text) {
-  return h("span", { class: `badge ${kind}` }, text);
+// `meaning` is seen at the pointer only, so something else must say it too.
+export function badge(kind, text, meaning = null) {
+  return h("span", { class: `badge ${kind}`, title: meaning }, text);
 }
 
 export function moment(text) {

@@ -8,7 +8,7 @@ import { h, name, replace } from "./dom.js";
 import { bytes, count, number, time } from "./format.js";
 import { heading, load, problem, section, table } from "./parts.js";
 import { may, readable } from "./rights.js";
-import { fitness } from "./vms.js";
+import { devices, fitness, obstacles } from "./vms.js";
 
 const DISKS = [
   {
@@ -59,8 +59,9 @@ function render(page, vm, snapshots, context) {
     say(text);
     reload();
   };
+  const without = obstacles(vm);
   const create =
-    may(vm, "create") && vm.snapshot_compatible
+    may(vm, "create") && (vm.snapshot_compatible || without.length)
       ? h(
           "button",
           {
@@ -71,7 +72,7 @@ function render(page, vm, snapshots, context) {
                 createSnapshot(vm, rights, (made) => done(`The snapshot of ${time(made.created_at)} is created.`)),
             },
           },
-          "Create a snapshot",
+          without.length ? `Create a snapshot without ${devices(without)}` : "Create a snapshot",
         )
       : null;
   const about = h(
@@ -102,7 +103,7 @@ function render(page, vm, snapshots, context) {
   if (hidden < snapshots.length) follow(status, snapshots, figures, vm.name, signal, draw, MEASURED_AT_ONCE);
   return [
     about,
-    section("Disks", table("Disks", DISKS, vm.disks, "No disk is known.")),
+    section("Disks", vm.snapshot_compatible ? null : remedy(vm), table("Disks", DISKS, vm.disks, "No disk is known.")),
     section(
       count(snapshots.length, "snapshot"),
       snapshots.length ? null : h("p", { class: "empty" }, "This VM has no snapshot."),
@@ -114,6 +115,22 @@ function render(page, vm, snapshots, context) {
     ),
     growth,
   ];
+}
+
+// What to do about disks that cannot be snapshotted.
+function remedy(vm) {
+  const unfit = vm.disks.filter((disk) => !disk.snapshot_compatible);
+  if (!unfit.length || vm.status === "error") return null;
+  const [it, names] = unfit.length === 1 ? ["it", "its friendly name"] : ["them", "their friendly names"];
+  const lines = [
+    `${devices(unfit)} cannot be snapshotted.`,
+    obstacles(vm).length && may(vm, "create") ? `Create a snapshot without ${it}.` : null,
+    obstacles(vm).length
+      ? `To leave ${it} out of every snapshot, let ${names} in the manager start with [NOBAK].`
+      : null,
+    `To include ${it}, remove the reason that the table shows: a disk must be a file in a repository.`,
+  ];
+  return h("p", { class: "notice" }, lines.filter(Boolean).join(" "));
 }
 
 function unread(hidden, all) {
@@ -152,7 +169,7 @@ function grown(snapshots, figures) {
     h(
       "p",
       { class: "fine" },
-      "By the snapshots that are left, and by the maps of the file system. What was written and overwritten between two snapshots is not seen.",
+      "Only snapshots that still exist count. The sizes come from the maps of the file system, so a block that was written several times between two snapshots counts once.",
     ),
     h(
       "div",

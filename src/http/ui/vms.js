@@ -81,6 +81,23 @@ function searched(vm) {
     .toLowerCase();
 }
 
+// The disks that a snapshot must leave out, if it is possible without them; else none.
+export function obstacles(vm) {
+  const unfit = vm.disks.filter((disk) => !disk.snapshot_compatible);
+  // An error can pass: then no disk needs to be left out.
+  const helps = !vm.snapshot_compatible && vm.status !== "error" && unfit.length < vm.disks.length;
+  return helps ? unfit : [];
+}
+
+// How the API and people tell the disks of a VM apart.
+export function deviceOf(disk) {
+  return disk.device_name || disk.name;
+}
+
+export function devices(disks) {
+  return disks.map(deviceOf).join(", ");
+}
+
 // Whether a snapshot is possible, and if not, why. Disks that are left out have reasons of their own.
 export function fitness(vm) {
   const reasons = vm.disks
@@ -97,6 +114,7 @@ export function fitness(vm) {
     badge(vm.status === "error" ? "bad" : "warn", "Cannot be snapshotted"),
     vm.reason ? h("p", { class: "reason" }, vm.reason) : null,
     reasons.length && !(repeated && reasons.length === 1) ? h("ul", { class: "reasons" }, reasons) : null,
+    obstacles(vm).length ? h("p", { class: "fine" }, `A snapshot without ${devices(obstacles(vm))} is possible.`) : null,
   ];
 }
 

@@ -86,7 +86,7 @@ def logging_out_says_what_it_means(browser, api):
     expect(page.locator("#user")).to_contain_text("by certificate")
     page.get_by_role("button", name="Log out").click()
     user.log_in("wrong")
-    expect(page.get_by_role("alert")).to_contain_text("unauthorized")
+    expect(page.get_by_role("alert")).to_have_text("Wrong user name or password.")
     # The token of another user decides, not the certificate.
     user.log_in()
     expect(page.locator("#user")).to_have_text("admin")

@@ -9,6 +9,7 @@ from playwright.sync_api import expect, sync_playwright
 
 import renewal
 import rights
+import trouble
 from browser import SCHEMES, SIZES, Api, User, launch
 
 GIVEN = json.loads(sys.argv[1])
@@ -29,7 +30,7 @@ def a_refused_log_in_says_why(browser, api):
     user.open()
     user.log_in("wrong")
     alert = user.page.get_by_role("alert")
-    expect(alert).to_contain_text("unauthorized")
+    expect(alert).to_have_text("Wrong user name or password.")
     expect(user.page.locator("#bar")).to_be_hidden()
     expect(user.page.get_by_label("Password")).to_be_focused()
     expect(user.page.get_by_label("Password")).to_have_value("")
@@ -188,7 +189,7 @@ def roles_limit_what_is_offered(browser, api):
     expect(page.get_by_role("button", name="Create a snapshot")).to_have_count(0)
     oldest = page.locator(".chain > li").last
     reader.settled()
-    oldest.get_by_role("button", name="Take a lease").click()
+    oldest.get_by_role("button", name="Keep longer").click()
     page.get_by_role("dialog").get_by_role("button", name="Take the lease").click()
     expect(oldest.locator(".row")).to_contain_text("Leased")
     assert "leased_until" in api.call("GET", f"/vms/{VM}/snapshots/{first}?chunks=false")
@@ -371,7 +372,8 @@ def each_view_is_accessible(browser, api):
 
 STEPS = [
     a_refused_log_in_says_why, the_host_is_seen_and_names_are_texts, the_map_and_the_changes_are_those_of_the_api,
-    a_snapshot_is_made_and_deleted_with_the_keyboard_alone, roles_limit_what_is_offered,
+    a_snapshot_is_made_and_deleted_with_the_keyboard_alone, roles_limit_what_is_offered, trouble.a_disk_is_left_out,
+    trouble.a_failing_webhook_needs_attention, trouble.a_full_repository_is_not_in_order,
     rights.roles_for_some_vms_limit_what_is_offered, rights.roles_for_some_labels_limit_what_is_offered,
     a_log_in_ends_at_the_service_too, renewal.a_renewal_that_is_cut_off_is_sent_again,
     renewal.a_renewal_whose_answer_is_lost_ends_the_log_in, a_million_ranges_are_drawn, two_fingers_zoom, a_hidden_page_asks_for_nothing,

@@ -37,7 +37,7 @@ def make_and_delete(user, labels=""):
     expect(items).to_have_count(before + 1)
     user.settled()
     newest = items.first
-    newest.get_by_role("button", name="Take a lease").click()
+    newest.get_by_role("button", name="Keep longer").click()
     dialog.get_by_role("button", name="Take the lease").click()
     expect(newest.locator(".row")).to_contain_text("Leased")
     user.settled()
@@ -70,7 +70,7 @@ def roles_for_some_labels_limit_what_is_offered(browser, api):
     user.settled()
     expect(page.get_by_text("the maps of disks, of 2 snapshots need the role reader.")).to_be_visible()
     for number, offered in enumerate((0, 0, 1)):
-        for role, name in (("button", "Take a lease"), ("link", "Map of system.img")):
+        for role, name in (("button", "Keep longer"), ("link", "Map of system.img")):
             expect(items.nth(number).get_by_role(role, name=name)).to_have_count(offered)
         expect(items.nth(number).get_by_role("button", name="Delete")).to_have_count(0)
     expect(items.last).to_contain_text("of data")
