@@ -1,14 +1,15 @@
-//! Looks up the names of the manager and of guests, as the host's `/etc/resolv.conf` and `/etc/hosts` say.
+//! Looks up the names of the manager, of guests and, for the client, of services, as the host's `/etc/resolv.conf` and `/etc/hosts` say.
 //!
 //! The confined service cannot read a file that replaced one of these after the start. It then continues with the last
 //! content that it could read. The resolver of the crate reqwest would ask public name servers instead.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hickory_resolver::config::{LookupIpStrategy, ResolverConfig, ResolverOpts};
-use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::system_conf::read_system_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -53,14 +54,40 @@ impl HostNames {
     }
 }
 
+/// The resolver would show its query as a value of Rust.
+fn described(error: NetError, name: &str) -> Box<dyn std::error::Error + Send + Sync> {
+    match error {
+        NetError::Dns(DnsError::NoRecordsFound(_)) => {
+            io::Error::new(io::ErrorKind::NotFound, format!("the name {name} has no address")).into()
+        }
+        error => error.into(),
+    }
+}
+
 impl Resolve for HostNames {
     /// With a resolver of its own, so that changed files count at once.
     fn resolve(&self, name: Name) -> Resolving {
         let names = self.clone();
         Box::pin(async move {
-            let found = names.current()?.lookup_ip(name.as_str()).await?;
+            let found = names.current()?.lookup_ip(name.as_str()).await;
+            let found = found.map_err(|error| described(error, name.as_str()))?;
             let addresses: Vec<_> = found.iter().map(|address| SocketAddr::new(address, 0)).collect();
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::net::NoRecords;
+    use hickory_resolver::proto::op::{Query, ResponseCode};
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_is_named() {
+        let missing = NetError::Dns(DnsError::NoRecordsFound(NoRecords::new(Query::default(), ResponseCode::NXDomain)));
+        assert_eq!(described(missing, "host.invalid").to_string(), "the name host.invalid has no address");
+        assert_eq!(described(NetError::Timeout, "host").to_string(), NetError::Timeout.to_string());
     }
 }

@@ -20,9 +20,11 @@ Signals:
 Exit status:
   1                Failed; another start may succeed
   2                Wrong arguments
+  3                Some VMs failed, others succeeded (backup)
   4                A difference was found (verify, audit verify)
   75               A service cannot be reached or is too busy; try again later (commands that ask a service)
   78               The config, or a file that it names, is invalid; another start would fail too
+  130              Interrupted twice (backup, restore, verify, cat)
 
 Environment:
   RUST_LOG         The log level: error, warn, info (the default), debug, trace";

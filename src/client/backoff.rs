@@ -83,9 +83,12 @@ impl Backoff {
             Some(asked) => asked.min(MAX_RETRY_AFTER) + jitter(FIRST_DELAY),
             None => exponential / 2 + jitter(exponential / 2),
         };
-        if waited + delay > self.patience {
+        let left = self.patience.saturating_sub(waited);
+        if left.is_zero() {
             return Err(ClientError::GaveUp { waited, last: Box::new(error) });
         }
+        // The last attempt is at the end, and not before it.
+        let delay = delay.min(left);
         tracing::debug!(%error, delay_ms = delay.as_millis(), "trying again");
         cancel.wait_until(Instant::now() + delay)
     }
@@ -121,8 +124,12 @@ mod tests {
         let (mut backoff, cancel) = (Backoff::new(Duration::ZERO), Cancel::default());
         let error = backoff.wait(ClientError::Connection("reset".to_owned()), &cancel).unwrap_err();
         assert_eq!(error.to_string(), "reset");
-        let mut backoff = Backoff::new(Duration::from_millis(1));
-        let error = backoff.wait(ClientError::Connection("reset".to_owned()), &cancel).unwrap_err();
+        let patience = Duration::from_millis(1);
+        let (mut backoff, start) = (Backoff::new(patience), Instant::now());
+        let mut attempt = || backoff.wait(ClientError::Connection("reset".to_owned()), &cancel);
+        attempt().unwrap();
+        let error = std::iter::repeat_with(attempt).find_map(Result::err).unwrap();
+        assert!(start.elapsed() >= patience, "patience was not used up");
         assert_eq!(error.to_string(), "gave up after 0 s without success; the last error: reset");
         cancel.cancel();
         let mut backoff = Backoff::new(Duration::from_secs(60));

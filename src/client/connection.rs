@@ -1,6 +1,5 @@
 //! One connection to a service, with the thread's own small runtime.
 
-use std::error::Error as _;
 use std::io::{self, BufRead, BufReader, Read};
 use std::pin::pin;
 use std::time::Duration;
@@ -13,7 +12,8 @@ use super::address::Address;
 use super::backoff::Cancel;
 use super::error::{ClientError, Refusal};
 use crate::config::Trust;
-use crate::tls;
+use crate::dns::HostNames;
+use crate::tls::{self, Untrusted};
 
 /// The path of all routes but a few.
 const API: &str = "/api/v1";
@@ -54,6 +54,7 @@ impl Connection {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
+            .dns_resolver(HostNames::read())
             // A redirect could take the token to another server.
             .redirect(redirect::Policy::none())
             .http1_only()
@@ -242,25 +243,23 @@ impl Refusal {
 /// Classifies an error of the transport. A certificate that is refused now is refused later too.
 fn broken(error: &reqwest::Error) -> ClientError {
     let text = causes(error);
+    if let Some(Untrusted { fingerprint, .. }) = Untrusted::within(error) {
+        return ClientError::Setup(format!(
+            "{text}; name its authority with --cacert or, if the service's own host shows the same fingerprint, the \
+             certificate itself with --fingerprint {fingerprint}"
+        ));
+    }
     if tls::is_invalid_certificate(error) || error.is_builder() {
         return ClientError::Setup(format!("{text}; name the right authority with --cacert, or --fingerprint"));
     }
-    ClientError::Connection(text)
+    if error.is_connect() {
+        ClientError::Connection(format!("cannot connect: {text}"))
+    } else {
+        ClientError::Connection(text)
+    }
 }
 
-/// The error with its causes, without the URL that each repeats.
+/// The causes of the error. Its own text has the URL, which the user knows.
 fn causes(error: &reqwest::Error) -> String {
-    let mut text = match error.source() {
-        Some(source) => source.to_string(),
-        None => error.to_string(),
-    };
-    let mut source = error.source().and_then(std::error::Error::source);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+    tls::with_causes(std::error::Error::source(error).unwrap_or(error))
 }

@@ -1,5 +1,6 @@
 //! A service, as all threads of the client share it: its address, the token, and how long to be patient.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use super::error::{ClientError, Refusal};
 use crate::api;
 use crate::config::Trust;
 
+/// Is told that a service does not answer, with the error of the first attempt, and for how long it will be tried again.
+pub type OnWait = fn(&Address, &ClientError, Duration);
+
 pub struct ServerOptions {
     pub address: Address,
     pub trust: Trust,
@@ -21,6 +25,8 @@ pub struct ServerOptions {
     pub token_cache: Option<TokenCache>,
     /// How long to try again without any success.
     pub patience: Duration,
+    /// Called once at most, before the service has answered for the first time.
+    pub on_wait: OnWait,
     pub cancel: Cancel,
 }
 
@@ -31,6 +37,8 @@ pub struct Server(Arc<Shared>);
 struct Shared {
     options: ServerOptions,
     state: Mutex<State>,
+    /// Whether the service has answered, or the user knows that it does not.
+    is_known: AtomicBool,
 }
 
 #[derive(Default)]
@@ -47,7 +55,8 @@ impl Server {
             Credentials::Password(_) | Credentials::Cached => options.token_cache.as_ref().and_then(TokenCache::load),
             Credentials::Peer => None,
         };
-        Self(Arc::new(Shared { options, state: Mutex::new(State { current, refusal: None }) }))
+        let state = Mutex::new(State { current, refusal: None });
+        Self(Arc::new(Shared { options, state, is_known: AtomicBool::new(false) }))
     }
 
     pub fn address(&self) -> &Address {
@@ -60,6 +69,16 @@ impl Server {
 
     pub fn backoff(&self) -> Backoff {
         Backoff::new(self.0.options.patience)
+    }
+
+    /// Tells the user of the first error that is waited for.
+    fn note<T>(&self, result: &Result<T, ClientError>) {
+        let Shared { options, is_known, .. } = &*self.0;
+        let error = result.as_ref().err().filter(|it| it.is_transient() && !matches!(it, ClientError::GaveUp { .. }));
+        let was_known = (result.is_ok() || error.is_some()) && is_known.swap(true, Ordering::Relaxed);
+        if let Some(error) = error.filter(|_| !was_known && !options.patience.is_zero()) {
+            (options.on_wait)(&options.address, error, options.patience);
+        }
     }
 
     /// A connection for the calling thread.
@@ -141,7 +160,9 @@ impl Client {
     fn retried<T>(&self, attempt: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
         let mut backoff = self.server.backoff();
         loop {
-            match attempt() {
+            let result = attempt();
+            self.server.note(&result);
+            match result {
                 Ok(value) => return Ok(value),
                 Err(error) => backoff.wait(error, self.server.cancel())?,
             }

@@ -10,7 +10,7 @@ use super::query::Parameters;
 use crate::api::{ConfigStatus, DatabaseStatus, Queue, ServiceStatus, SessionStatus, Status, WebhookStatus};
 use crate::app::Error;
 use crate::app::ops::StatusQuery;
-use crate::model::printable;
+use crate::model::{printable, size};
 
 /// The parameters `cost` and `vm`.
 pub(super) struct StatusParameters(pub StatusQuery);
@@ -100,7 +100,7 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     for (index, webhook) in webhooks.enumerate() {
         page += if index == 0 { "\nwebhooks\n" } else { "" };
         let problem = webhook_problem(webhook).map(|problem| format!(", {}", printable(&problem))).unwrap_or_default();
-        let _ = writeln!(page, "  {} {}: {} events wait{problem}", webhook.name, webhook.origin, webhook.queued);
+        let _ = writeln!(page, "  {} {}: {} waiting{problem}", webhook.name, webhook.origin, webhook.queued);
     }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
@@ -166,36 +166,4 @@ fn heading<T>(page: &mut String, what: &str, queue: &Queue<T>) {
 fn each<T>(queue: &Queue<T>) -> impl Iterator<Item = (&T, &'static str)> {
     let running = queue.running.iter().map(|one| (one, "running"));
     running.chain(queue.waiting.iter().map(|one| (one, "waiting")))
-}
-
-/// Formats a number of bytes with a binary unit.
-fn size(bytes: u64) -> String {
-    let mut value = bytes as f64;
-    let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
-    let mut unit = units.next().unwrap_or_default();
-    while value >= 1024.0
-        && let Some(next) = units.next()
-    {
-        (value, unit) = (value / 1024.0, next);
-    }
-    if value < 10.0 && unit != "B" { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_readable() {
-        for (bytes, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (15 << 20, "15 MiB"),
-            ((5 << 30) / 2, "2.5 GiB"),
-            (u64::MAX, "16384 PiB"),
-        ] {
-            assert_eq!(size(bytes), text);
-        }
-    }
 }

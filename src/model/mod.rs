@@ -17,6 +17,7 @@ mod pending_hooks_key;
 pub mod printable;
 mod range;
 pub mod retention;
+mod size;
 pub mod snapshot;
 pub mod unfinished;
 
@@ -33,6 +34,7 @@ pub use path_segment::path_segment;
 pub use pending_hooks_key::PendingHooksKey;
 pub use printable::{is_printable, printable};
 pub use range::{ByteRange, PhysAddr};
+pub use size::size;
 pub use snapshot::{
     DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, SnapshotPair, UnfitPair, VolumeId,
 };

@@ -5,6 +5,12 @@ use std::io;
 
 use rustls::{AlertDescription, PeerIncompatible};
 
+use super::verifier::Untrusted;
+
+/// Texts of HTTP clients that say less than their cause.
+const WRAPPERS: [&str; 5] =
+    ["error sending request", "client error (Connect)", "client error (SendRequest)", "tcp connect error", "dns error"];
+
 /// Whether the peer's certificate caused `error`.
 pub fn is_invalid_certificate(error: &(dyn Error + 'static)) -> bool {
     matches!(rustls_error(error), Some(rustls::Error::InvalidCertificate(_)))
@@ -35,15 +41,24 @@ pub fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::
     inner.and_then(|inner| rustls_error(inner)).or_else(|| error.source().and_then(rustls_error))
 }
 
-/// The text of an error and of all its causes.
-pub fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
+/// The text of an error and of its causes, without those that say nothing new. Of a refused certificate, its fingerprint
+/// and the reason.
+pub fn with_causes(error: &(dyn Error + 'static)) -> String {
+    // rustls would show it as a value of Rust.
+    if let Some(untrusted) = Untrusted::within(error) {
+        return untrusted.to_string();
     }
-    text
+    let causes = std::iter::successors(Some(error), |error| (*error).source());
+    let mut texts: Vec<String> = Vec::new();
+    for text in causes.map(ToString::to_string) {
+        if !texts.last().is_some_and(|last| last.contains(&text)) {
+            texts.push(text);
+        }
+    }
+    let last = texts.pop();
+    texts.retain(|text| !WRAPPERS.contains(&text.as_str()));
+    texts.extend(last);
+    texts.join(": ")
 }
 
 #[cfg(test)]
@@ -62,5 +77,22 @@ mod tests {
         assert_eq!(rustls_error(&tls), Some(&tls));
         assert_eq!(rustls_error(&Outer(io::ErrorKind::NotFound.into())), None);
         assert_eq!(with_causes(&Outer(io::Error::other("inner"))), "outer: inner");
+        assert_eq!(with_causes(&Outer(io::Error::other("outer"))), "outer");
+        assert_eq!(
+            with_causes(&io::Error::other(Outer(io::Error::other("tcp connect error")))),
+            "outer: tcp connect error"
+        );
+    }
+
+    #[test]
+    fn what_http_clients_put_before_a_cause_is_left_out() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Wrapper(&'static str, #[source] Box<dyn Error + Send + Sync>);
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let connecting = Wrapper("client error (Connect)", Wrapper("tcp connect error", refused.into()).into());
+        let sending = Wrapper("error sending request for url (https://host/)", connecting.into());
+        let expected = "error sending request for url (https://host/): connection refused";
+        assert_eq!(with_causes(&sending), expected);
     }
 }

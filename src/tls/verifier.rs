@@ -52,7 +52,7 @@ pub(super) fn new(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<A
 
 /// A refused certificate.
 #[derive(Debug, thiserror::Error)]
-#[error("its certificate, whose fingerprint is {fingerprint}, {reason}")]
+#[error("the server's certificate, whose fingerprint is {fingerprint}, {reason}")]
 pub struct Untrusted {
     /// `sha256:` and the digits, as in the config.
     pub fingerprint: String,

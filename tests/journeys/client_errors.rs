@@ -37,11 +37,28 @@ fn errors_say_what_to_do() {
         (vec!["backup", &url, "--all", "--to", &to, "--bandwidth", "fast"], USAGE, "expected bytes a second"),
         (vec!["backup", &url, "--all", "--to", &to, "--label", "x"], USAGE, "expected KEY=VALUE"),
         (vec!["backup", &url, "--all", "--to", &to, "--fingerprint", "00"], USAGE, ""),
-        (vec!["backup", &url, "no-such-vm", "--to", &to], FAILED, "no service has a VM of this name"),
+        (
+            vec!["backup", &url, "no-such-vm", "--to", &to],
+            FAILED,
+            "no service has a VM of this name; the command vms --server https://127.0.0.1:",
+        ),
         (vec!["backup", &url, "--all", "--to", other_directory], FAILED, "name an empty one"),
-        (vec!["backup", &url, "--all", "--to", &to, "--cacert", other_ca], FAILED, "--cacert"),
+        (
+            vec!["backup", &url, "--all", "--to", &to, "--cacert", other_ca],
+            FAILED,
+            "failed: the server's certificate, whose fingerprint is sha256:",
+        ),
         (vec!["backup", &url, "--all", "--to", &to, "--cacert", "/no/such/file"], FAILED, "/no/such/file"),
-        (vec!["backup", &down, "--all", "--to", &to, fast[0], fast[1]], TRY_LATER, "Connection refused"),
+        (
+            vec!["backup", &down, "--all", "--to", &to, fast[0], fast[1]],
+            TRY_LATER,
+            ": cannot connect: Connection refused (os error 111); trying again for up to 1s (--patience)\n",
+        ),
+        (
+            vec!["backup", &down, "web-1", "--to", &to, fast[0], fast[1]],
+            TRY_LATER,
+            "\nweb-1: failed: it was not looked for at https://127.0.0.1:",
+        ),
         (vec!["points", other_directory], FAILED, "is no backup directory"),
         (vec!["restore", &to, "web", "--out", "/tmp/x"], FAILED, "no restore point of a VM \"web\""),
         (vec!["prune", &to], USAGE, "without a rule all points would be removed"),
@@ -106,7 +123,9 @@ fn a_full_or_read_only_target_is_named_and_the_next_run_goes_on() {
     assert_eq!(result["vms"][0]["resumed"], true, "{result}");
     assert!(result["vms"][0]["transferred_bytes"].as_u64().unwrap() < 20 * MB, "{result}");
     assert_eq!(world.client().snapshot_ids().len(), 1);
-    backup.run(&["verify", backup.directory.to_str().unwrap(), "--against", backup.url()]);
+    let (status, _, stderr) =
+        backup.try_run(&["verify", backup.directory.to_str().unwrap(), "--against", backup.url()]);
+    assert!(status == Some(0) && stderr.contains(" to read\n") && !stderr.contains("transfer"), "{stderr}");
 }
 
 #[test]
@@ -153,4 +172,19 @@ fn a_token_is_cached_for_its_owner_and_a_profile_has_the_rest() {
     assert_eq!(bare(&["logout", "prod"]).0, Some(0));
     let (status, printed) = bare(&["backup", "prod", "--all", "--to", to]);
     assert!(status == USAGE && printed.contains("there are no credentials"), "{printed}");
+}
+
+#[test]
+fn the_help_has_all_exit_statuses_of_the_guide() {
+    let guide = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/client.md")).unwrap();
+    let (_, table) = guide.split_once("## Exit statuses").unwrap();
+    let statuses = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse::<u8>().ok());
+    let statuses: Vec<u8> = statuses.filter(|status| *status != 0).collect();
+    assert!(statuses.len() > 4, "{statuses:?}");
+    let help = Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter")).arg("--help").output().unwrap().stdout;
+    let help = String::from_utf8(help).unwrap();
+    let (_, listed) = help.split_once("Exit status:").unwrap();
+    for status in statuses {
+        assert!(listed.lines().any(|line| line.starts_with(&format!("  {status} "))), "{status} is missing: {listed}");
+    }
 }

@@ -308,10 +308,13 @@ fn a_service_that_cannot_be_asked_is_explained() {
     world.define_vm(&[("a.img", MB)]);
     world.exporter.kill();
     run(&world, &["vms"]).fails(75, "the service is not running");
+    run(&world, &["vms"]).fails(75, "; the service of another host is asked with --server https://host:5544");
     fs::remove_file(world.exporter.socket()).unwrap();
     run(&world, &["snapshots", "list"]).fails(75, "is the service running?");
-    // Another key of the config does not matter to these commands, but the key of the socket does.
     world.exporter.restart();
+    assert_eq!(run(&world, &["snapshots", "list"]).notices, "there are no snapshots\n");
+    assert_eq!(run(&world, &["snapshots", "list", VM]).notices, format!("web-1 ({VM}) has no snapshots\n"));
+    // Another key of the config does not matter to these commands, but the key of the socket does.
     let text = fs::read_to_string(config(&world)).unwrap();
     fs::write(config(&world), text.replace("[policy]", "[policy]\nnonsense = 1")).unwrap();
     run(&world, &["vms"]).ok();

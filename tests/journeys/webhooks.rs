@@ -180,6 +180,9 @@ fn webhook_is_tested_with_a_command() {
     assert_eq!(printed, expected);
     let (status, printed) = world.exporter.command(&["notifications", "test", "other"]);
     assert!(status != Some(0) && printed.contains("no such webhook; the status lists them"), "{printed}");
+    let (_, page) = world.exporter.command(&["status"]);
+    let listed = format!("alerts  https://127.0.0.1:{}", receiver.port);
+    assert!(page.contains("\nwebhooks\nNAME ") && page.contains(&listed), "{page}");
     let client = world.client();
     let body = client.request(reqwest::Method::POST, "/api/v1/notifications/test").body("{\"webhok\": \"alerts\"}");
     assert_eq!(client.send(body).error(400), "bad_request");

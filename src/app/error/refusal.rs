@@ -1,6 +1,7 @@
 //! Refusals by the policy.
 
 use super::reason::Reason;
+use crate::model::size;
 
 /// Why the policy refuses a valid request.
 #[derive(Debug, thiserror::Error)]
@@ -31,8 +32,8 @@ pub enum Refusal {
     TooManyExtents { disk: String, extents: u32, limit: u32 },
     /// A repository has too little free space.
     #[error(
-        "repository {repository} has {free} of {total} bytes free, and {min_free} must stay free \
-         (policy.min_free_space); delete snapshots that are no longer needed"
+        "repository {repository} has {} of {} free, and {} must stay free (policy.min_free_space); delete snapshots that \
+         are no longer needed", size(*.free), size(*.total), size(*.min_free)
     )]
     LowSpace { repository: String, free: u64, total: u64, min_free: u64 },
     /// The queue is full.

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::args::{BackupArgs, ImageFormat};
 use super::connect::{connect, is_service};
-use super::exit::{self, UsageError};
+use super::exit::{self, NotAsked, UsageError};
 use super::profile::Profiles;
 use super::signals::cancel_on_signal;
 use super::{new_snapshot, progress, table};
@@ -89,7 +89,7 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let jobs = choose(&hosts, args, &names, &mut failures);
-    let progress = progress::of(&args.output);
+    let progress = progress::of(&args.output, progress::Work::Transfer);
     let (done, failed) = work(jobs, args, &directory, &*progress);
     drop(progress);
     failures.extend(failed);
@@ -143,10 +143,13 @@ fn request(args: &BackupArgs) -> Result<NewSnapshot, UsageError> {
     })
 }
 
-/// The VMs to back up. A VM that several services have is backed up from the first.
+/// The VMs to back up. A VM that several services have is backed up from the first. `failures` has the services that
+/// could not be asked.
 fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures: &mut Vec<Failure>) -> Vec<Job<'a>> {
     let is_called = |vm: &api::Vm, name: &str| vm.name == name || vm.uuid == name || vm.friendly_name == name;
     let (mut jobs, mut taken) = (Vec::new(), HashSet::new());
+    let not_asked =
+        failures.first().map(|Failure { what, error }| NotAsked { service: what.clone(), status: exit::status(error) });
     // A service on which a snapshot is possible comes before the others.
     let of_hosts = |host: &'a Host| host.vms.iter().map(move |vm| (host, vm));
     let mut all: Vec<(&Host, &api::Vm)> = hosts.iter().flat_map(of_hosts).collect();
@@ -154,7 +157,8 @@ fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures:
     let all = || all.iter().copied();
     for name in &args.exclude {
         if !all().any(|(_, vm)| is_called(vm, name)) {
-            terminal::notice(format_args!("--exclude {name}: no service has a VM of this name"));
+            let which = if not_asked.is_some() { "no service that answered" } else { "no service" };
+            terminal::notice(format_args!("--exclude {name}: {which} has a VM of this name"));
         }
     }
     let mut add = |host: &'a Host, vm: &'a api::Vm, failures: &mut Vec<Failure>| {
@@ -182,9 +186,11 @@ fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures:
         let found: Vec<_> = all().filter(|(_, vm)| is_called(vm, name)).collect();
         let ids: HashSet<&str> = found.iter().map(|(_, vm)| vm.name.as_str()).collect();
         match found.as_slice() {
-            // Another service, which failed, may have it.
             [] => {
-                let error = anyhow!("no service has a VM of this name; the command vms lists them");
+                let error = match &not_asked {
+                    Some(not_asked) => not_asked.clone().into(),
+                    None => no_vm(hosts),
+                };
                 failures.push(Failure { what: (*name).clone(), error });
             }
             _ if ids.len() > 1 => {
@@ -195,6 +201,12 @@ fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures:
         }
     }
     jobs
+}
+
+fn no_vm(hosts: &[Host]) -> anyhow::Error {
+    let address = hosts.first().map(|host| host.server.address().to_string()).unwrap_or_default();
+    let of_one = if hosts.len() > 1 { " those of one" } else { " them" };
+    anyhow!("no service has a VM of this name; the command vms --server {address} lists{of_one}")
 }
 
 /// Works on several VMs at a time.

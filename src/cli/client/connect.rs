@@ -12,7 +12,9 @@ use super::args::ServerArgs;
 use super::exit::UsageError;
 use super::profile::{self, Profile, Profiles};
 use crate::cli::terminal;
-use crate::client::{Address, Cancel, Credentials, Password, Server, ServerOptions, TokenCache, read_private};
+use crate::client::{
+    Address, Cancel, ClientError, Credentials, Password, Server, ServerOptions, TokenCache, read_private,
+};
 use crate::config::{self, Trust};
 
 /// Whether `target` names a service.
@@ -42,6 +44,7 @@ pub fn connect(name: &str, args: &ServerArgs, profiles: &Profiles, cancel: &Canc
         address,
         token_cache: cache,
         patience,
+        on_wait: say_waiting,
         cancel: cancel.clone(),
     };
     Ok(Server::new(options))
@@ -65,8 +68,15 @@ pub fn connect_cached(
         address,
         token_cache: Some(cache),
         patience: Duration::ZERO,
+        on_wait: say_waiting,
         cancel: Cancel::default(),
     })))
+}
+
+/// Says at once why nothing happens, and for how long.
+fn say_waiting(service: &Address, error: &ClientError, patience: Duration) {
+    let patience = jiff::SignedDuration::try_from(patience).unwrap_or(jiff::SignedDuration::MAX);
+    terminal::notice(format_args!("{service}: {error}; trying again for up to {patience:#} (--patience)"));
 }
 
 /// The service on this host, by its socket.
@@ -77,6 +87,7 @@ pub fn connect_local(path: PathBuf, cancel: &Cancel) -> Server {
         credentials: Credentials::Peer,
         token_cache: None,
         patience: Duration::ZERO,
+        on_wait: say_waiting,
         cancel: cancel.clone(),
     })
 }

@@ -19,6 +19,9 @@ pub fn status(error: &anyhow::Error) -> u8 {
         (_, Some(error)) => error.is_transient(),
         _ => false,
     };
+    if let Some(NotAsked { status, .. }) = error.downcast_ref() {
+        return *status;
+    }
     match error.downcast_ref::<BackupError>() {
         Some(BackupError::Damaged(_)) => DIFFERENCE,
         _ if error.is::<UsageError>() => USAGE,
@@ -31,6 +34,15 @@ pub fn status(error: &anyhow::Error) -> u8 {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct UsageError(pub String);
+
+/// A VM that no service has, but a service that failed may have.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("it was not looked for at {service}, which failed")]
+pub struct NotAsked {
+    pub service: String,
+    /// The status of the service's failure.
+    pub status: u8,
+}
 
 /// The status of work on several VMs.
 pub fn of_several(done: usize, errors: &[anyhow::Error]) -> ExitCode {

@@ -17,8 +17,19 @@ use crate::model::printable;
 /// How often a disk that is in work has a line or a JSON object.
 const INTERVAL: Duration = Duration::from_secs(5);
 
+/// What happens to the bytes of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    Transfer,
+    Read,
+}
+
 /// The progress that the arguments ask for.
-pub fn of(args: &OutputArgs) -> Box<dyn Progress> {
+pub fn of(args: &OutputArgs, work: Work) -> Box<dyn Progress> {
+    let text_line = match work {
+        Work::Transfer => |event: &Event<'_>, state: Option<&State>| text_line(event, state, "to transfer"),
+        Work::Read => |event: &Event<'_>, state: Option<&State>| text_line(event, state, "to read"),
+    };
     match args.progress {
         _ if args.quiet => Box::new(Silent),
         ProgressMode::None => Box::new(Silent),
@@ -42,7 +53,8 @@ impl Bars {
         // It draws to standard error.
         let all = MultiProgress::new();
         let total = all.add(ProgressBar::new(0));
-        total.set_style(style());
+        // There is no size yet: a bar of nothing would be full.
+        total.set_style(ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_bar()));
         total.set_prefix("total");
         Self { all, total, disks: Mutex::default() }
     }
@@ -74,6 +86,9 @@ impl Progress for Bars {
                 let bar = self.all.insert_before(&self.total, ProgressBar::new(*bytes));
                 bar.set_style(style());
                 bar.set_prefix(printable(&format!("{} {}", disk.vm, disk.disk)).into_owned());
+                if self.total.length() == Some(0) && *bytes > 0 {
+                    self.total.set_style(style());
+                }
                 self.total.inc_length(*bytes);
                 self.disks.lock().unwrap_or_else(PoisonError::into_inner).insert((*disk).clone(), (bar, 0));
             }
@@ -147,11 +162,11 @@ impl Progress for Periodic {
     }
 }
 
-fn text_line(event: &Event<'_>, state: Option<&State>) {
+fn text_line(event: &Event<'_>, state: Option<&State>, what: &str) {
     match (event, state) {
         (Event::Step { vm, text } | Event::Note { vm, text }, _) => terminal::notice(format_args!("{vm}: {text}")),
         (Event::DiskStarted { disk, bytes }, _) => {
-            terminal::notice(format_args!("{}: {}: {} to transfer", disk.vm, disk.disk, table::bytes(*bytes)));
+            terminal::notice(format_args!("{}: {}: {} {what}", disk.vm, disk.disk, table::bytes(*bytes)));
         }
         (Event::Advanced { disk, .. }, Some(state)) => {
             let State { bytes, total, started, .. } = state;

@@ -23,7 +23,7 @@ pub fn run(args: &RestoreArgs) -> anyhow::Result<ExitCode> {
     let points = vm.points()?.whole;
     let at = args.at.as_deref();
     let stored = find(&points, at, at.and_then(time))?;
-    let progress = progress::of(&args.output);
+    let progress = progress::of(&args.output, progress::Work::Read);
     let restore = Restore {
         vm: &vm,
         stored,

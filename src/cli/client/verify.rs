@@ -32,7 +32,7 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let client = server.map(|server| server.client()).transpose()?;
-    let progress = progress::of(&args.output);
+    let progress = progress::of(&args.output, progress::Work::Read);
     let mut checked = Vec::new();
     for vm in points::chosen(&directory, args.vm.as_deref())? {
         let found = vm.points()?;

@@ -93,7 +93,7 @@ pub struct SnapshotListArgs {
 pub struct SnapshotShowArgs {
     /// The VM: its name, uuid or friendly name
     pub vm: String,
-    /// The snapshot: its id, or the start of it
+    /// The snapshot: its id, or at least the first 6 characters of it
     pub snapshot: String,
     /// Print the API's JSON
     #[arg(long)]
@@ -135,7 +135,7 @@ pub struct SnapshotCreateArgs {
 pub struct SnapshotDeleteArgs {
     /// The VM: its name, uuid or friendly name
     pub vm: String,
-    /// The snapshots: their ids, or the starts of them
+    /// The snapshots: their ids, or at least the first 6 characters of each
     #[arg(required = true, value_name = "SNAPSHOT")]
     pub snapshots: Vec<String>,
     #[command(flatten)]
@@ -166,7 +166,7 @@ pub struct DeletionArgs {
 pub struct SnapshotDiffArgs {
     /// The VM: its name, uuid or friendly name
     pub vm: String,
-    /// A snapshot: its id, or the start of it
+    /// A snapshot: its id, or at least the first 6 characters of it
     #[arg(value_name = "SNAPSHOT")]
     pub first: String,
     /// Another one. The older of both is the base
@@ -190,7 +190,7 @@ pub struct SnapshotDiffArgs {
 pub struct SnapshotTicketArgs {
     /// The VM: its name, uuid or friendly name
     pub vm: String,
-    /// The snapshot: its id, or the start of it
+    /// The snapshot: its id, or at least the first 6 characters of it
     pub snapshot: String,
     /// The disk: its file name
     pub disk: String,

@@ -13,6 +13,7 @@ mod snapshots;
 mod status;
 mod vms;
 mod watch;
+mod webhooks;
 
 use std::io;
 use std::path::Path;

@@ -26,6 +26,8 @@ struct LocalSocket {
     path: PathBuf,
     /// Why it is the default path.
     note: Option<String>,
+    /// How to ask another service, if the command can do that.
+    elsewhere: &'static str,
 }
 
 impl Service {
@@ -46,7 +48,11 @@ impl Service {
             let server = connect(name, &args.connection, &Profiles::load()?, &cancel)?;
             return Ok(Self { client: server.client()?, local: None });
         }
-        Self::on_this_host(args.socket.as_deref(), config, &cancel)
+        let mut service = Self::on_this_host(args.socket.as_deref(), config, &cancel)?;
+        if let Some(local) = service.local.as_mut().filter(|_| args.socket.is_none()) {
+            local.elsewhere = "; the service of another host is asked with --server https://host:5544";
+        }
+        Ok(service)
     }
 
     /// The service that listens at `socket`; without it the one that runs with the config.
@@ -55,7 +61,7 @@ impl Service {
     /// The service has no socket.
     pub fn on_this_host(socket: Option<&Path>, config: &Path, cancel: &Cancel) -> anyhow::Result<Self> {
         let local = match socket {
-            Some(path) => LocalSocket { path: path.to_owned(), note: None },
+            Some(path) => LocalSocket { path: path.to_owned(), note: None, elsewhere: "" },
             None => LocalSocket::of_config(config)?,
         };
         let client = connect_local(local.path.clone(), cancel).client()?;
@@ -94,7 +100,7 @@ impl LocalSocket {
         let shown = path.display();
         match readable_config(path)? {
             Ok(config) => match config.api.socket {
-                Some(Socket { path, .. }) => Ok(Self { path, note: None }),
+                Some(Socket { path, .. }) => Ok(Self { path, note: None, elsewhere: "" }),
                 None => bail!(
                     "api.socket is \"\" in {shown}, so the service has no Unix socket; set it and restart the service, \
                      or use its port with --server"
@@ -105,21 +111,21 @@ impl LocalSocket {
                     "; this is the default path, because {shown} cannot be read ({error}): name another \
                      one with --socket"
                 );
-                Ok(Self { path: Socket::DEFAULT_PATH.into(), note: Some(note) })
+                Ok(Self { path: Socket::DEFAULT_PATH.into(), note: Some(note), elsewhere: "" })
             }
         }
     }
 
     fn check(&self) -> Result<(), ClientError> {
         let Err(error) = UnixStream::connect(&self.path) else { return Ok(()) };
-        let (path, note) = (self.path.display(), self.note.as_deref().unwrap_or_default());
+        let (path, note, elsewhere) = (self.path.display(), self.note.as_deref().unwrap_or_default(), self.elsewhere);
         Err(match error.kind() {
             io::ErrorKind::NotFound => {
                 let why = "is the service running? Its log says whether it has this socket";
-                ClientError::Connection(format!("there is no socket {path}: {why}{note}"))
+                ClientError::Connection(format!("there is no socket {path}: {why}{note}{elsewhere}"))
             }
             io::ErrorKind::ConnectionRefused => ClientError::Connection(format!(
-                "no process listens at {path}: the service is not running, or has just been stopped{note}"
+                "no process listens at {path}: the service is not running, or has just been stopped{note}{elsewhere}"
             )),
             io::ErrorKind::PermissionDenied => {
                 ClientError::Setup(format!("this user may not use {path}: {}{note}", allowed(&self.path)))

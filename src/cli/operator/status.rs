@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 use super::args::StatusArgs;
 use super::repositories::free_of_total;
 use super::service::Service;
+use super::webhooks;
 use crate::api::{self, Queue, ServiceStatus};
 use crate::cli::client::table::{self, Align, Table};
 use crate::cli::terminal::{self, Lines};
@@ -95,6 +96,9 @@ pub fn page(status: &ServiceStatus, names: &Names, ascii: bool, width: Option<us
             "sessions: {renewable} with a refresh token, {revocations} revocations, {throttled_log_ins} throttled"
         ));
     }
+    if let Some(found) = status.webhooks.as_ref().filter(|found| !found.is_empty()) {
+        section(&mut lines, "webhooks", &webhooks::table_of(found), width);
+    }
     if let Some(audit) = &status.audit {
         lines.add("");
         lines.add(format_args!("audit: newest line {}:{}", audit.seq, audit.hash));
@@ -120,8 +124,7 @@ fn warnings(status: &ServiceStatus) -> Table {
         table.row(vec!["confinement".to_owned(), problem.clone()]);
     }
     for webhook in status.webhooks.iter().flatten() {
-        if let Some(error) = &webhook.last_error {
-            let text = format!("{} events wait: {}", webhook.queued, error.reason);
+        if let Some(text) = webhooks::warning(webhook) {
             table.row(vec![format!("webhook {}", webhook.name), text]);
         }
     }

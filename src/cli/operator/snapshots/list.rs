@@ -26,10 +26,11 @@ struct Listed {
 pub fn run(args: &SnapshotListArgs, config: &Path) -> anyhow::Result<ExitCode> {
     let selectors: Vec<Selector> = args.labels.iter().map(|text| Selector::parse(text)).collect::<Result<_, _>>()?;
     let client = Service::find(&args.target, config)?.client;
-    let vms = match &args.vm {
-        Some(given) => vec![find_vm(&client, given)?],
+    let (vms, is_incomplete) = match &args.vm {
+        Some(given) => (vec![find_vm(&client, given)?], false),
         None => with_snapshots(&client)?,
     };
+    let named = vms.first().filter(|_| args.vm.is_some()).map(|vm| vm.shown.clone());
     let mut found = Vec::new();
     for vm in vms {
         let documents: Vec<Box<RawValue>> =
@@ -45,7 +46,7 @@ pub fn run(args: &SnapshotListArgs, config: &Path) -> anyhow::Result<ExitCode> {
         let documents: Vec<&RawValue> = found.iter().map(|it| &*it.document).collect();
         terminal::print_json(&documents, false)?;
     } else if found.is_empty() {
-        terminal::notice("there is no such snapshot");
+        terminal::notice(nothing(named.as_deref(), !selectors.is_empty(), is_incomplete));
     } else {
         // The user knows which VM it is.
         let vm = |it: &Listed| if args.vm.is_some() { String::new() } else { it.vm.clone() };
@@ -55,10 +56,22 @@ pub fn run(args: &SnapshotListArgs, config: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn with_snapshots(client: &Client) -> anyhow::Result<Vec<VmName>> {
+/// The VMs that have snapshots, and whether there may be others in a repository that is unavailable.
+fn with_snapshots(client: &Client) -> anyhow::Result<(Vec<VmName>, bool)> {
     let vms = client.vms()?;
-    let vms = vms.iter().filter(|vm| vm.unavailable_repository.is_none() && !vm.snapshots.is_empty());
-    Ok(vms.map(|vm| VmName { id: vm.name.clone(), shown: shown(vm) }).collect())
+    let is_incomplete = vms.iter().any(|vm| vm.unavailable_repository.is_some());
+    let found = vms.iter().filter(|vm| vm.unavailable_repository.is_none() && !vm.snapshots.is_empty());
+    Ok((found.map(|vm| VmName { id: vm.name.clone(), shown: shown(vm) }).collect(), is_incomplete))
+}
+
+/// What an empty list means.
+fn nothing(vm: Option<&str>, has_selectors: bool, is_incomplete: bool) -> String {
+    let labels = if has_selectors { " with these labels" } else { "" };
+    let unknown = if is_incomplete { "; those of a repository that is unavailable are unknown (see vms)" } else { "" };
+    match vm {
+        Some(vm) => format!("{vm} has no snapshots{labels}{unknown}"),
+        None => format!("there are no snapshots{labels}{unknown}"),
+    }
 }
 
 /// `KEY` or `KEY=VALUE`.
@@ -145,6 +158,14 @@ mod tests {
         assert!(["job", "job=nightly", "empty", "empty="].into_iter().all(matches));
         assert!(!["jo", "job=", "job=night", "empty=x"].into_iter().any(matches));
         assert!(Selector::parse("=x").is_err() && Selector::parse("").is_err());
+    }
+
+    #[test]
+    fn an_empty_list_says_what_it_means() {
+        assert_eq!(nothing(None, false, false), "there are no snapshots");
+        assert_eq!(nothing(Some("web-1"), true, false), "web-1 has no snapshots with these labels");
+        let unknown = "there are no snapshots; those of a repository that is unavailable are unknown (see vms)";
+        assert_eq!(nothing(None, false, true), unknown);
     }
 
     #[test]
