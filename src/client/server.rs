@@ -15,7 +15,7 @@ use super::error::{ClientError, Refusal};
 use crate::api;
 use crate::config::Trust;
 
-/// Is told that a service does not answer, with the error of the first attempt, and for how long it will be tried again.
+/// Called when a service does not answer, with the error of the first attempt and the time for which others follow.
 pub type OnWait = fn(&Address, &ClientError, Duration);
 
 pub struct ServerOptions {

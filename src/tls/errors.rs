@@ -2,14 +2,36 @@
 
 use std::error::Error;
 use std::io;
+use std::sync::Arc;
 
-use rustls::{AlertDescription, PeerIncompatible};
-
-use super::verifier::Untrusted;
+use rustls::{AlertDescription, CertificateError, OtherError, PeerIncompatible};
 
 /// Texts of HTTP clients that say less than their cause.
 const WRAPPERS: [&str; 5] =
     ["error sending request", "client error (Connect)", "client error (SendRequest)", "tcp connect error", "dns error"];
+
+/// A refused certificate.
+#[derive(Debug, thiserror::Error)]
+#[error("the server's certificate, whose fingerprint is {fingerprint}, {reason}")]
+pub struct Untrusted {
+    /// `sha256:` and the digits, as in the config.
+    pub fingerprint: String,
+    pub reason: String,
+}
+
+impl Untrusted {
+    /// The refusal that caused `error`, if one did.
+    pub fn within<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        match rustls_error(error)? {
+            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn into_error(self) -> rustls::Error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(self))))
+    }
+}
 
 /// Whether the peer's certificate caused `error`.
 pub fn is_invalid_certificate(error: &(dyn Error + 'static)) -> bool {

@@ -13,9 +13,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-use super::errors::rustls_error;
+use super::errors::Untrusted;
 use super::pem::read_certificates;
 use crate::config::Trust;
 
@@ -50,31 +50,8 @@ pub(super) fn new(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<A
     Ok(Arc::new(Verifier { rule, algorithms: provider.signature_verification_algorithms }))
 }
 
-/// A refused certificate.
-#[derive(Debug, thiserror::Error)]
-#[error("the server's certificate, whose fingerprint is {fingerprint}, {reason}")]
-pub struct Untrusted {
-    /// `sha256:` and the digits, as in the config.
-    pub fingerprint: String,
-    pub reason: String,
-}
-
-impl Untrusted {
-    /// The refusal that caused `error`, if one did.
-    pub fn within<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
-        match rustls_error(error)? {
-            Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref(),
-            _ => None,
-        }
-    }
-
-    fn new(certificate: &CertificateDer<'_>, reason: String) -> Self {
-        Self { fingerprint: fingerprint(digest(&SHA256, certificate).as_ref()), reason }
-    }
-
-    fn into_error(self) -> Error {
-        Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(self))))
-    }
+fn untrusted(certificate: &CertificateDer<'_>, reason: String) -> Untrusted {
+    Untrusted { fingerprint: fingerprint(digest(&SHA256, certificate).as_ref()), reason }
 }
 
 /// Formats a digest as in the config.
@@ -137,7 +114,7 @@ impl ServerCertVerifier for Verifier {
         };
         match refused {
             None => Ok(ServerCertVerified::assertion()),
-            Some(reason) => Err(Untrusted::new(end_entity, reason).into_error()),
+            Some(reason) => Err(untrusted(end_entity, reason).into_error()),
         }
     }
 
