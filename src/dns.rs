@@ -1,4 +1,5 @@
-//! Looks up the names of the manager, of guests and, for the client, of services, as the host's `/etc/resolv.conf` and `/etc/hosts` say.
+//! Looks up the names of the manager, of guests and, for the client, of services, as the host's `/etc/resolv.conf` and
+//! `/etc/hosts` say.
 //!
 //! The confined service cannot read a file that replaced one of these after the start. It then continues with the last
 //! content that it could read. The resolver of the crate reqwest would ask public name servers instead.
@@ -29,7 +30,7 @@ impl HostNames {
     /// Reads the host's files for the first time.
     pub fn read() -> Self {
         let names = Self(Arc::default());
-        // Without a name server, names of the file of hosts are still found.
+        // Without name servers, the first look-up fails and says why.
         let _ = names.current();
         names
     }

@@ -218,8 +218,8 @@ impl App {
     /// # Errors
     /// The certificate of a webhook cannot be used; the current webhooks stay in use.
     pub fn set_notifications(&self, config: &config::Notifications, stop: &CancellationToken) -> std::io::Result<()> {
-        self.operator.notifications.set(config, stop)?;
-        self.operator.conditions.look_soon();
+        let added = self.operator.notifications.set(config, stop)?;
+        self.operator.conditions.look_soon(added);
         Ok(())
     }
 

@@ -77,18 +77,17 @@ impl Backoff {
             return Err(error);
         }
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+        let left = self.patience.saturating_sub(waited);
         let exponential = FIRST_DELAY.saturating_mul(1 << self.failures.min(10)).min(MAX_DELAY);
         self.failures += 1;
         let delay = match error.retry_after() {
             Some(asked) => asked.min(MAX_RETRY_AFTER) + jitter(FIRST_DELAY),
-            None => exponential / 2 + jitter(exponential / 2),
+            // The last attempt is at the end of the patience, and not before it.
+            None => (exponential / 2 + jitter(exponential / 2)).min(left),
         };
-        let left = self.patience.saturating_sub(waited);
-        if left.is_zero() {
+        if left.is_zero() || delay > left {
             return Err(ClientError::GaveUp { waited, last: Box::new(error) });
         }
-        // The last attempt is at the end, and not before it.
-        let delay = delay.min(left);
         tracing::debug!(%error, delay_ms = delay.as_millis(), "trying again");
         cancel.wait_until(Instant::now() + delay)
     }

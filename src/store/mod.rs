@@ -193,8 +193,7 @@ impl Store {
     }
 
     /// Records in one transaction that the creations of `snapshots` have failed and their files are about to be removed,
-    /// each together with its event. Those that are not being made, such as those for which this was called before, and
-    /// their events are ignored.
+    /// each together with its event. Ignores snapshots in another state, with their events; so a second call does nothing.
     pub fn begin_undo(&self, snapshots: &[(SnapshotId, Option<NewEvent>)]) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             for (id, event) in snapshots {

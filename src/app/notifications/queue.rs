@@ -14,6 +14,9 @@ const MAX_IN_MEMORY: usize = 100;
 /// The pause after the database could not be read or written.
 pub(super) const DATABASE_PAUSE: Duration = Duration::from_secs(10);
 
+/// The least pause between two attempts to write, if something newer is to be written.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
 /// What is not in the database yet.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -44,14 +47,18 @@ pub(super) struct Waiting {
 }
 
 impl Queue {
-    /// Keeps an event that could not be written. Returns whether the oldest one was dropped for it, because the newest
-    /// tell more.
+    /// Keeps an event that could not be written. Returns whether the oldest one but the first was dropped for it, because
+    /// the newest tell more.
     pub(super) fn keep(&mut self, id: &str, body: &[u8]) -> bool {
         self.next_write.get_or_insert_with(|| Instant::now() + DATABASE_PAUSE);
+        if self.events.iter().any(|(other, _)| other == id) {
+            return false;
+        }
         self.events.push_back((id.to_owned(), body.to_vec()));
         let is_full = self.events.len() > MAX_IN_MEMORY;
         if is_full {
-            self.events.pop_front();
+            // The first one may be under way.
+            self.events.remove(1);
             self.changes.dropped += 1;
         }
         is_full
@@ -92,6 +99,12 @@ impl Queue {
             self.changes.outcomes.insert(number, Outcome::GivenUp);
         }
         Ok(())
+    }
+
+    /// Whether events wait in memory, and the last attempt to write them was not a moment ago.
+    pub(super) fn may_be_overtaken(&self) -> bool {
+        let is_recent = self.next_write.is_some_and(|next| next > Instant::now() + DATABASE_PAUSE - MIN_PAUSE);
+        !self.events.is_empty() && !is_recent
     }
 
     /// When the next attempt to write is due. `None` if everything is in the database.
@@ -200,10 +213,14 @@ mod tests {
         let mut queue = Queue::default();
         let dropped = (0..MAX_IN_MEMORY + 2).filter(|number| queue.keep(&number.to_string(), b"x")).count();
         assert_eq!((dropped, counts(&queue, &store)), (2, (MAX_IN_MEMORY as u64, 2)));
-        assert_eq!(next(&queue, &store).0, Place::Memory("2".to_owned()));
+        assert_eq!(next(&queue, &store).0, Place::Memory("0".to_owned()));
         // One that was dropped meanwhile.
-        queue.finish(Place::Memory("0".to_owned()), Outcome::Delivered, 0);
+        queue.finish(Place::Memory("1".to_owned()), Outcome::Delivered, 0);
         assert_eq!(counts(&queue, &store), (MAX_IN_MEMORY as u64, 2));
+        // An event that is reported twice.
+        queue.finish(Place::Memory("0".to_owned()), Outcome::Delivered, 0);
+        assert!(!queue.keep("99", b"x"));
+        assert_eq!(counts(&queue, &store), (MAX_IN_MEMORY as u64 - 1, 2));
     }
 
     #[test]

@@ -226,10 +226,10 @@ impl Sender {
     async fn step(self: &Arc<Self>, progress: &mut Progress) -> Duration {
         let looked = self.blocking(|sender| {
             sender.log_unwritten(sender.write(false));
-            sender.waiting()
+            Ok((sender.waiting()?, sender.queue().next_write()))
         });
-        let waiting = match looked.await {
-            Ok(waiting) => waiting,
+        let (waiting, next_write) = match looked.await {
+            Ok(looked) => looked,
             Err(error) => {
                 tracing::error!(webhook = self.name(), %error, "cannot read the events that wait");
                 return DATABASE_PAUSE;
@@ -242,7 +242,6 @@ impl Sender {
             return Duration::ZERO;
         }
         let pause = if pause.is_zero() { FOREVER } else { pause };
-        let next_write = self.queue().next_write();
         next_write.map_or(FOREVER, |next| next.saturating_duration_since(Instant::now())).min(pause)
     }
 
@@ -251,6 +250,15 @@ impl Sender {
         let mut queue = self.queue();
         let is_due = queue.next_write().is_some_and(|next| at_once || next <= Instant::now());
         if is_due { Ok(queue.write(&self.events(), &self.name, self.target().max_queued)?) } else { Ok(()) }
+    }
+
+    /// Writes the events in memory, so that a newer one does not come before them. It joins them if that fails.
+    pub(super) fn write_older(&self) {
+        let mut queue = self.queue();
+        if queue.may_be_overtaken() {
+            let written = queue.write(&self.events(), &self.name, self.target().max_queued);
+            self.log_unwritten(written.map_err(Error::from));
+        }
     }
 
     fn log_unwritten(&self, written: Result<(), Error>) {
@@ -281,7 +289,7 @@ impl Sender {
             Ok(notification) => notification,
             Err(error) => {
                 tracing::error!(webhook = self.name(), %error, "dropping an event that cannot be read");
-                return self.queue().finish(place, Outcome::GivenUp, 0);
+                return self.finish(place, Outcome::GivenUp, 0).await;
             }
         };
         notification.dropped = Some(dropped).filter(|count| *count > 0);
@@ -293,12 +301,13 @@ impl Sender {
                 self.shared.metrics.webhooks.sent(self.name());
                 self.state().succeeded();
                 progress.dropped = progress.dropped.map(|known| known.saturating_sub(dropped));
-                return self.queue().finish(place, Outcome::Delivered, dropped);
+                return self.finish(place, Outcome::Delivered, dropped).await;
             }
             Delivery::Gone(reason) => {
                 tracing::error!(
                     webhook = self.name(),
-                    "the receiver answers 410 Gone and gets no events until the service is reloaded or restarted; \
+                    "the receiver answers 410 Gone and gets no events until the service is reloaded or restarted, or a test \
+                     succeeds; \
                      remove the webhook from the config"
                 );
                 self.state().is_disabled = true;
@@ -331,8 +340,17 @@ impl Sender {
             self.log_unwritten(given_up.await);
         } else if refusals >= MAX_REFUSALS && queued > 1 {
             progress.refused.1 = 0;
-            self.queue().finish(place, Outcome::Postponed, 0);
+            self.finish(place, Outcome::Postponed, 0).await;
         }
+    }
+
+    /// Notes what became of an event. Others may hold the queue while they wait for the database.
+    async fn finish(self: &Arc<Self>, place: Place, outcome: Outcome, reported: u64) {
+        let finished = self.blocking(move |sender| {
+            sender.queue().finish(place, outcome, reported);
+            Ok(())
+        });
+        self.log_unwritten(finished.await);
     }
 }
 

@@ -86,15 +86,15 @@ impl Notifications {
         }));
     }
 
-    /// Uses another config from now on. A webhook whose name stays keeps its events.
+    /// Uses another config from now on. A webhook whose name stays keeps its events. Returns the names of the new ones.
     ///
     /// # Errors
     /// As [`Self::new`]. The current config stays in use.
-    pub(crate) fn set(&self, config: &config::Notifications, stop: &CancellationToken) -> io::Result<()> {
+    pub(crate) fn set(&self, config: &config::Notifications, stop: &CancellationToken) -> io::Result<Vec<String>> {
         let targets = targets(config)?;
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let mut old = current.senders.clone();
-        let mut senders = Vec::new();
+        let (mut senders, mut added) = (Vec::new(), Vec::new());
         for target in targets.into_iter().map(Arc::new) {
             let name = &target.client.webhook().name;
             let sender = if let Some(index) = old.iter().position(|sender| sender.name() == name) {
@@ -102,6 +102,7 @@ impl Notifications {
                 sender.set_target(target);
                 sender
             } else {
+                added.push(name.clone());
                 let sender = Arc::new(Sender::new(target, Arc::clone(&self.shared)));
                 drop(self.shared.tasks.spawn(Arc::clone(&sender).run(stop.clone())));
                 sender
@@ -112,7 +113,12 @@ impl Notifications {
         *current = Arc::new(Current { config: config.clone(), senders });
         drop(current);
         self.tidy();
-        Ok(())
+        Ok(added)
+    }
+
+    /// Whether there is a webhook of this name.
+    pub(crate) fn has(&self, webhook: &str) -> bool {
+        self.current().senders.iter().any(|sender| sender.name() == webhook)
     }
 
     /// Whether there are webhooks.
@@ -134,7 +140,12 @@ impl Notifications {
     }
 
     fn prepare_for(&self, webhooks: Vec<String>, event: &Event) -> Option<NewEvent> {
-        let max_queued = self.current().config.max_queued;
+        let current = self.current();
+        let max_queued = current.config.max_queued;
+        // An older event must not come after this one.
+        current.senders.iter().filter(|sender| webhooks.iter().any(|name| name == sender.name())).for_each(|sender| {
+            sender.write_older();
+        });
         let body = || event.body(&self.host, &self.exporter);
         (!webhooks.is_empty()).then(|| NewEvent { webhooks, body: body(), max_queued })
     }

@@ -53,6 +53,8 @@ pub(crate) struct Conditions {
     policy: Changeable<Policy>,
     store: Store,
     seen: Mutex<Seen>,
+    /// Webhooks that were added since the last round.
+    added: Mutex<Vec<String>>,
     soon: Notify,
     tasks: Tasks,
 }
@@ -67,12 +69,13 @@ impl Conditions {
     pub(crate) fn new(common: &Common, database: Arc<Database>, warnings: Arc<Warnings>) -> Self {
         let Common { inventory, admission, notifications, store, tasks, .. } = common.clone();
         let policy = admission.policy.limits.clone();
-        let (seen, soon) = (Mutex::default(), Notify::new());
-        Self { inventory, database, warnings, notifications, policy, store, seen, soon, tasks }
+        let (seen, added, soon) = (Mutex::default(), Mutex::default(), Notify::new());
+        Self { inventory, database, warnings, notifications, policy, store, seen, added, soon, tasks }
     }
 
-    /// Starts the next round at once.
-    pub(crate) fn look_soon(&self) {
+    /// Starts the next round at once, in which webhooks that were `added` hear of all that is bad.
+    pub(crate) fn look_soon(&self, added: Vec<String>) {
+        self.added.lock().unwrap_or_else(PoisonError::into_inner).extend(added);
         self.soon.notify_one();
     }
 
@@ -100,6 +103,10 @@ impl Conditions {
         let Seen { reported, unread, unavailable } = &mut *seen;
         if let (None, Ok(read)) = (&reported, self.store.events().conditions()) {
             *reported = Some(read);
+        }
+        let added = std::mem::take(&mut *self.added.lock().unwrap_or_else(PoisonError::into_inner));
+        for known in reported.iter_mut().chain([&mut *unread]) {
+            known.retain(|(webhook, _), _| self.notifications.has(webhook) && !added.contains(webhook));
         }
         // A damaged database is a condition too.
         let mut round = Round { notifications: &self.notifications, reported: reported.as_mut().unwrap_or(unread) };

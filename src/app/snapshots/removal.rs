@@ -1,7 +1,7 @@
 //! Removes a snapshot's files and its record.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::api::DeletionCause;
 use crate::app::Error;
@@ -12,7 +12,7 @@ use crate::app::notifications::{Event, Notifications};
 use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
-use crate::store::{NewEvent, Record, Store};
+use crate::store::{Record, Store};
 
 /// The snapshots whose files could not be removed yet, with the reason.
 #[derive(Default)]
@@ -64,13 +64,15 @@ pub(crate) struct Removals {
     store: Store,
     pub(super) leftovers: Leftovers,
     pub(super) deleted: Deleted,
+    /// Failed creations that the database could not record as such. Their events are in memory.
+    unmarked: Mutex<HashSet<SnapshotId>>,
 }
 
 impl Removals {
     pub(crate) fn new(common: &Common, comparisons: Arc<Comparisons>) -> Self {
         let Common { inventory, notifications, store, .. } = common.clone();
-        let (leftovers, deleted) = (Leftovers::default(), Deleted::default());
-        Self { inventory, comparisons, notifications, store, leftovers, deleted }
+        let (leftovers, deleted, unmarked) = (Leftovers::default(), Deleted::default(), Mutex::default());
+        Self { inventory, comparisons, notifications, store, leftovers, deleted, unmarked }
     }
 
     /// Removes the record of a snapshot whose files another exporter has removed.
@@ -85,27 +87,6 @@ impl Removals {
     /// Removes the files of `snapshot`, then its record. If a repository is unavailable, a hidden record stays, and
     /// removing the files is retried each minute.
     pub(super) fn remove(&self, snapshot: &SnapshotFiles) -> Result<(), Error> {
-        self.remove_with(snapshot, None)
-    }
-
-    /// Removes the rest of a snapshot that is not complete, as [`Self::remove`] does. Its VM is locked, so no creation
-    /// runs. Does nothing to a complete one.
-    pub(super) fn remove_rest(&self, record: &Record) -> Result<(), Error> {
-        match record {
-            Record::Ready(_) => Ok(()),
-            Record::Deleting(files) => self.remove(files),
-            Record::Creating(files) => {
-                // For example, the thread of the creation panicked.
-                let event = self.notifications.prepare(&Event::snapshot_unfinished(files.id, &files.vm));
-                self.remove_with(files, event.as_ref())?;
-                self.notifications.wake();
-                Ok(())
-            }
-        }
-    }
-
-    /// `event` is written when the record is removed.
-    fn remove_with(&self, snapshot: &SnapshotFiles, event: Option<&NewEvent>) -> Result<(), Error> {
         self.comparisons.remove_cached(snapshot.id);
         let mut unavailable = Vec::new();
         let mut first_error = None;
@@ -120,7 +101,7 @@ impl Removals {
         }
         let outcome = match first_error {
             None if unavailable.is_empty() => {
-                self.store.forget(snapshot, event)?;
+                self.store.forget(snapshot, None)?;
                 self.deleted.add(&snapshot.vm, snapshot.id);
                 self.leftovers.remove(snapshot.id);
                 return Ok(());
@@ -142,6 +123,30 @@ impl Removals {
             );
         }
         outcome
+    }
+
+    /// Removes the rest of a snapshot that is not complete, as [`Self::remove`] does. Its VM is locked, so no creation
+    /// runs. Does nothing to a complete one.
+    pub(super) fn remove_rest(&self, record: &Record) -> Result<(), Error> {
+        match record {
+            Record::Ready(_) => Ok(()),
+            Record::Deleting(files) => self.remove(files),
+            Record::Creating(files) => {
+                // For example, the thread of the creation panicked. If the database refused the true cause before,
+                // that waits in memory.
+                let event = Event::snapshot_unfinished(files.id, &files.vm);
+                let is_reported = self.unmarked().contains(&files.id);
+                let event = if is_reported { None } else { self.notifications.prepare(&event) };
+                self.store.begin_undo(&[(files.id, event)])?;
+                self.unmarked().remove(&files.id);
+                self.notifications.wake();
+                self.remove(files)
+            }
+        }
+    }
+
+    fn unmarked(&self) -> MutexGuard<'_, HashSet<SnapshotId>> {
+        self.unmarked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the files that the snapshot has in one repository.
@@ -175,8 +180,8 @@ impl Removals {
         }
     }
 
-    /// Records that the creation of `snapshots` has failed, and tells webhooks, unless that is recorded already. After a
-    /// crash, or if their files cannot be removed yet, no other cause is reported.
+    /// Records that the creation of `snapshots` has failed, and tells webhooks, unless that is recorded already. A later
+    /// round or start then reports no other cause.
     pub(super) fn begin_undo(&self, snapshots: &[SnapshotFiles], user: &str, error: &Error) {
         let failed = |files: &SnapshotFiles| Event::snapshot_failed(files.id, &files.vm, user, error);
         let events: Vec<_> = snapshots.iter().map(failed).collect();
@@ -186,6 +191,7 @@ impl Removals {
         });
         if let Err(error) = written {
             tracing::error!(%error, "cannot record that a creation has failed");
+            self.unmarked().extend(snapshots.iter().map(|files| files.id));
         }
     }
 }

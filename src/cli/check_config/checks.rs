@@ -159,10 +159,12 @@ impl Findings {
     /// Checks that systemd shows the service what the config names.
     fn unit(&mut self, config: &Config) {
         let Some(text) = unit::installed() else { return };
-        for (key, path) in confinement::named_paths(config) {
+        // The config itself may be one that is tried before it is installed.
+        let named = confinement::named_paths(config).into_iter().filter(|(_, path)| *path != config.file);
+        for (key, path) in named {
             if let Some(folder) = unit::hidden(&text, &path) {
                 let found = format!("{}: the systemd unit hides {folder} from the service", path.display());
-                self.bad(key, found, "move it to /etc/coriolis-ovm-exporter, and change the key");
+                self.doubtful(key, found, "the service will not start; move it to /etc/coriolis-ovm-exporter");
             }
         }
     }

@@ -13,9 +13,18 @@ const UNIT: &str = "coriolis-ovm-exporter.service";
 const HIDING: [(&str, &[&str]); 2] =
     [("ProtectHome", &["/root", "/home", "/run/user"]), ("PrivateTmp", &["/tmp", "/var/tmp"])];
 
-/// The text of the unit, if it is installed.
+/// The text of the unit and of its drop-ins, if it is installed.
 pub(super) fn installed() -> Option<String> {
-    FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(UNIT)).ok())
+    let mut text = FOLDERS.iter().find_map(|folder| fs::read_to_string(Path::new(folder).join(UNIT)).ok())?;
+    let entries = FOLDERS.iter().filter_map(|folder| fs::read_dir(Path::new(folder).join(format!("{UNIT}.d"))).ok());
+    let mut drop_ins: Vec<_> = entries.flatten().flatten().map(|entry| entry.path()).collect();
+    drop_ins.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
+    drop_ins.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
+    for path in drop_ins {
+        text.push('\n');
+        text.push_str(&fs::read_to_string(path).unwrap_or_default());
+    }
+    Some(text)
 }
 
 /// The folder that the unit `text` hides, and that contains `path`.

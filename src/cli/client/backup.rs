@@ -148,8 +148,7 @@ fn request(args: &BackupArgs) -> Result<NewSnapshot, UsageError> {
 fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures: &mut Vec<Failure>) -> Vec<Job<'a>> {
     let is_called = |vm: &api::Vm, name: &str| vm.name == name || vm.uuid == name || vm.friendly_name == name;
     let (mut jobs, mut taken) = (Vec::new(), HashSet::new());
-    let not_asked =
-        failures.first().map(|Failure { what, error }| NotAsked { service: what.clone(), status: exit::status(error) });
+    let not_asked = NotAsked::of(failures.iter().map(|Failure { what, error }| (what.as_str(), exit::status(error))));
     // A service on which a snapshot is possible comes before the others.
     let of_hosts = |host: &'a Host| host.vms.iter().map(move |vm| (host, vm));
     let mut all: Vec<(&Host, &api::Vm)> = hosts.iter().flat_map(of_hosts).collect();

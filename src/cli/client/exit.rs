@@ -35,13 +35,22 @@ pub fn status(error: &anyhow::Error) -> u8 {
 #[error("{0}")]
 pub struct UsageError(pub String);
 
-/// A VM that no service has, but a service that failed may have.
+/// A VM that no service has, but that a service may have which failed.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("it was not looked for at {service}, which failed")]
+#[error("it was not looked for at {services}, which failed")]
 pub struct NotAsked {
-    pub service: String,
-    /// The status of the service's failure.
-    pub status: u8,
+    services: String,
+    status: u8,
+}
+
+impl NotAsked {
+    /// Of the services that failed, with the status of each failure. Nothing if none did.
+    pub fn of<'a>(failed: impl Iterator<Item = (&'a str, u8)>) -> Option<Self> {
+        let (services, statuses): (Vec<_>, Vec<_>) = failed.unzip();
+        // Another attempt helps only if all of them can succeed then.
+        let first = statuses.iter().find(|status| **status != TRY_LATER).or(statuses.first());
+        Some(Self { services: services.join(" and "), status: *first? })
+    }
 }
 
 /// The status of work on several VMs.
