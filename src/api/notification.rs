@@ -197,7 +197,7 @@ pub struct WebhookStatus {
     /// The last failed attempt, if no delivery came after it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<WebhookError>,
-    /// Whether the receiver answered 410 and gets no events until the service is reloaded or restarted.
+    /// Whether the receiver answered 410. It gets no events until the service is reloaded or restarted, or a test succeeds.
     pub disabled: bool,
 }
 

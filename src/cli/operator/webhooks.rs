@@ -31,7 +31,7 @@ fn status(webhook: &WebhookStatus) -> String {
         None => "no event was sent since the start of the service".to_owned(),
     };
     if webhook.disabled {
-        status.push_str("; it gets no events until the service is reloaded, or a test succeeds");
+        status.push_str("; it gets no events until the service is reloaded or restarted, or a test succeeds");
     }
     if webhook.dropped > 0 {
         status.push_str(&format!("; dropped events: {}", webhook.dropped));
@@ -68,7 +68,7 @@ NAME   SERVER         WAITING  LAST DELIVERY  STATUS
 chat   https://chat         0  then           ok
 new    https://new          0  -              no event was sent since the start of the service
 pager  https://pager        1  -              error: answers 410 Gone; it gets no events until the service is \
-                        reloaded, or a test succeeds; dropped events: 3
+                        reloaded or restarted, or a test succeeds; dropped events: 3
 ";
         assert_eq!(table_of(&webhooks).lines().as_str(), expected);
         let warnings: Vec<Option<String>> = webhooks.iter().map(warning).collect();

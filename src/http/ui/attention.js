@@ -88,7 +88,7 @@ function ofWebhook({ name, origin, queued, dropped, last_error: error, disabled 
   if (!disabled && !error) return [];
   const sentence = (text) => `${text.replace(/\.$/, "")}.`;
   const reason = disabled
-    ? "The receiver answered that it is gone (410), so it gets no events until the service is reloaded or restarted."
+    ? "The receiver answered that it is gone (410), so it gets no events until the service is reloaded or restarted, or a test succeeds."
     : `${sentence(error.reason)} The service tries again.`;
   const owed = [
     queued ? `${count(queued, "event")} ${queued === 1 ? "waits" : "wait"}. ` : "",
