@@ -17,6 +17,7 @@ pub(super) struct Change {
     pub events: Vec<Event>,
 }
 
+#[cfg(test)]
 impl From<Option<PendingPostHooks>> for Change {
     fn from(post_hooks: Option<PendingPostHooks>) -> Self {
         Self { post_hooks, events: Vec::new() }

@@ -217,7 +217,13 @@ impl Sender {
             self.shared.metrics.webhooks.remove(&self.name);
         } else {
             // The service waits for this before it exits.
-            let written = self.detached(|sender| async move { sender.blocking(|sender| sender.write(true)).await });
+            let written = self.detached(|sender| async move {
+                let write = |sender: &Self| {
+                    sender.write_if(|queue| queue.next_write().is_some());
+                    Ok(())
+                };
+                sender.blocking(write).await
+            });
             self.log_unwritten(written.await);
         }
     }
@@ -225,7 +231,7 @@ impl Sender {
     /// Delivers the next event, if it is due. Returns the pause after that.
     async fn step(self: &Arc<Self>, progress: &mut Progress) -> Duration {
         let looked = self.blocking(|sender| {
-            sender.log_unwritten(sender.write(false));
+            sender.write_if(|queue| queue.next_write().is_some_and(|next| next <= Instant::now()));
             Ok((sender.waiting()?, sender.queue().next_write()))
         });
         let (waiting, next_write) = match looked.await {
@@ -245,20 +251,18 @@ impl Sender {
         next_write.map_or(FOREVER, |next| next.saturating_duration_since(Instant::now())).min(pause)
     }
 
-    /// Writes what is in memory into the database, unless an attempt has failed a moment ago.
-    fn write(&self, at_once: bool) -> Result<(), Error> {
+    /// Writes what is in memory into the database.
+    fn write_if(&self, is_due: impl FnOnce(&Queue) -> bool) {
         let mut queue = self.queue();
-        let is_due = queue.next_write().is_some_and(|next| at_once || next <= Instant::now());
-        if is_due { Ok(queue.write(&self.events(), &self.name, self.target().max_queued)?) } else { Ok(()) }
+        if is_due(&queue) {
+            let written = queue.write(&self.events(), &self.name, self.target().max_queued);
+            self.log_unwritten(written.map_err(Error::from));
+        }
     }
 
     /// Writes the events in memory, so that a newer one does not come before them. It joins them if that fails.
     pub(super) fn write_older(&self) {
-        let mut queue = self.queue();
-        if queue.may_be_overtaken() {
-            let written = queue.write(&self.events(), &self.name, self.target().max_queued);
-            self.log_unwritten(written.map_err(Error::from));
-        }
+        self.write_if(Queue::may_be_overtaken);
     }
 
     fn log_unwritten(&self, written: Result<(), Error>) {
@@ -306,9 +310,8 @@ impl Sender {
             Delivery::Gone(reason) => {
                 tracing::error!(
                     webhook = self.name(),
-                    "the receiver answers 410 Gone and gets no events until the service is reloaded or restarted, or a test \
-                     succeeds; \
-                     remove the webhook from the config"
+                    "the receiver answers 410 Gone and gets no events until the service is reloaded or restarted, or \
+                     a test succeeds; remove the webhook from the config"
                 );
                 self.state().is_disabled = true;
                 (reason, None, true)

@@ -72,10 +72,7 @@ impl Notifications {
         let (current, store, tasks) = (Arc::clone(&self.current), self.shared.store.clone(), self.shared.tasks.clone());
         drop(self.shared.tasks.spawn(async move {
             let tidied = tasks.blocking(move || {
-                let is_kept = |name: &str| {
-                    let current = current.read().unwrap_or_else(PoisonError::into_inner);
-                    current.senders.iter().any(|sender| sender.name() == name)
-                };
+                let is_kept = |name: &str| current.read().unwrap_or_else(PoisonError::into_inner).has(name);
                 Ok(store.events().keep_only(is_kept)?)
             });
             match tidied.await {
@@ -118,7 +115,7 @@ impl Notifications {
 
     /// Whether there is a webhook of this name.
     pub(crate) fn has(&self, webhook: &str) -> bool {
-        self.current().senders.iter().any(|sender| sender.name() == webhook)
+        self.current().has(webhook)
     }
 
     /// Whether there are webhooks.
@@ -143,9 +140,7 @@ impl Notifications {
         let current = self.current();
         let max_queued = current.config.max_queued;
         // An older event must not come after this one.
-        current.senders.iter().filter(|sender| webhooks.iter().any(|name| name == sender.name())).for_each(|sender| {
-            sender.write_older();
-        });
+        current.named(&webhooks).for_each(|sender| sender.write_older());
         let body = || event.body(&self.host, &self.exporter);
         (!webhooks.is_empty()).then(|| NewEvent { webhooks, body: body(), max_queued })
     }
@@ -219,10 +214,7 @@ impl Notifications {
     fn keep_in_memory(&self, event: &Event, new: &NewEvent, error: &str) {
         let (kind, id) = (event.kind.as_str(), &event.id);
         tracing::error!(event = kind, id, error, "cannot write an event into the database; keeping it in memory");
-        let current = self.current();
-        for sender in current.senders.iter().filter(|sender| new.webhooks.iter().any(|name| name == sender.name())) {
-            sender.keep_in_memory(id, &new.body);
-        }
+        self.current().named(&new.webhooks).for_each(|sender| sender.keep_in_memory(id, &new.body));
     }
 
     /// Sends a test event to the webhook of this name, or to all, and waits for the answers.
@@ -277,6 +269,16 @@ impl Notifications {
             })
         };
         self.current().senders.iter().map(describe).collect()
+    }
+}
+
+impl Current {
+    fn has(&self, webhook: &str) -> bool {
+        self.senders.iter().any(|sender| sender.name() == webhook)
+    }
+
+    fn named<'a>(&'a self, webhooks: &'a [String]) -> impl Iterator<Item = &'a Arc<Sender>> {
+        self.senders.iter().filter(|sender| webhooks.iter().any(|name| name == sender.name()))
     }
 }
 

@@ -104,6 +104,7 @@ impl Removals {
                 self.store.forget(snapshot, None)?;
                 self.deleted.add(&snapshot.vm, snapshot.id);
                 self.leftovers.remove(snapshot.id);
+                self.unmarked().remove(&snapshot.id);
                 return Ok(());
             }
             None => Ok(()),
@@ -138,7 +139,6 @@ impl Removals {
                 let is_reported = self.unmarked().contains(&files.id);
                 let event = if is_reported { None } else { self.notifications.prepare(&event) };
                 self.store.begin_undo(&[(files.id, event)])?;
-                self.unmarked().remove(&files.id);
                 self.notifications.wake();
                 self.remove(files)
             }

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import ssl
+import time
 import urllib.error
 import urllib.request
 
@@ -157,3 +158,11 @@ def launch(playwright, home=None):
         executable_path=CHROMIUM, headless=True, env=environment,
         args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-proxy-server"],
     )
+
+
+def run(steps, browser, api):
+    """Runs the steps one after the other, and prints how long each took."""
+    for step in steps:
+        started = time.monotonic()
+        step(browser, api)
+        print(f"{step.__name__.replace('_', ' ')}: {time.monotonic() - started:.1f} s", flush=True)

@@ -8,11 +8,10 @@ import signal
 import ssl
 import sys
 import threading
-import time
 
 from playwright.sync_api import expect, sync_playwright
 
-from browser import Api, User, launch
+from browser import Api, User, launch, run
 
 GIVEN = json.loads(sys.argv[1])
 VM_VIEW = f"#/vms/{GIVEN['vm']}"
@@ -214,10 +213,7 @@ def main():
     with sync_playwright() as playwright:
         a_certificate_without_a_rule_shows_the_form(playwright, api)
         browser = launch(playwright, pathlib.Path(GIVEN["homes"]) / "ann")
-        for step in STEPS:
-            started = time.monotonic()
-            step(browser, api)
-            print(f"{step.__name__.replace('_', ' ')}: {time.monotonic() - started:.1f} s", flush=True)
+        run(STEPS, browser, api)
         browser.close()
     print("all done")
 

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 import urllib.parse
 
 from playwright.sync_api import expect, sync_playwright
@@ -10,7 +9,7 @@ from playwright.sync_api import expect, sync_playwright
 import renewal
 import rights
 import trouble
-from browser import SCHEMES, SIZES, Api, User, launch
+from browser import SCHEMES, SIZES, Api, User, launch, run
 
 GIVEN = json.loads(sys.argv[1])
 VM, SNAPSHOTS = GIVEN["vm"], GIVEN["snapshots"]
@@ -385,10 +384,7 @@ def main():
     api = Api(GIVEN)
     with sync_playwright() as playwright:
         browser = launch(playwright)
-        for step in STEPS:
-            started = time.monotonic()
-            step(browser, api)
-            print(f"{step.__name__.replace('_', ' ')}: {time.monotonic() - started:.1f} s", flush=True)
+        run(STEPS, browser, api)
         browser.close()
     print("all done")
 
