@@ -35,7 +35,7 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs gdb:gdb findmnt:util-linux qemu-img:qemu-utils \
                  nbdkit:nbdkit nbdcopy:libnbd-bin wget:wget aria2c:aria2 rclone:rclone chromium:chromium certutil:libnss3-tools \
-                 mmdebstrap:mmdebstrap lintian:lintian rpmlint:rpmlint groff:groff-base logrotate:logrotate nsenter:util-linux
+                 mmdebstrap:mmdebstrap lintian:lintian rpmlint:rpmlint groff:groff-base logrotate:logrotate nsenter:util-linux ps:procps
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call apt,PACKAGE ...): installs packages.

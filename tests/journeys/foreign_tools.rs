@@ -35,8 +35,9 @@ fn run(world: &World, folder: &Path, url: &str, token: &str, commands: &str) {
     // The first line of the README's block requests the ticket.
     let commands: Vec<&str> = commands.lines().filter(|line| !line.contains("/tickets")).collect();
     let script = format!("set -euxo pipefail\n{}\n", commands.join("\n"));
-    let output = Command::new("bash")
-        .args(["-c", &script])
+    // Each tool takes a second or two.
+    let output = Command::new("timeout")
+        .args(["5m", "bash", "-c", &script])
         .current_dir(folder)
         .env("URL", url)
         .env("TOKEN", token)

@@ -8,6 +8,7 @@ mod chunks;
 mod client;
 mod clock;
 mod connection;
+pub mod deadline;
 mod exporter;
 mod fault_test;
 mod guest;
@@ -72,10 +73,11 @@ pub const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 pub const MB: u64 = 1 << 20;
 
-/// Skips a test that cannot run here, with a message; with `CI=true` the test fails instead.
+/// Starts a test: skips it with a message if it cannot run here; with `CI=true` it fails instead.
 #[macro_export]
 macro_rules! needs {
     ($here:expr, $what:literal) => {
+        $crate::harness::deadline::begin();
         if !$here {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must run this test, which needs {}", $what);
             // Not with `eprintln!`: the test runner hides that output if the test passes.
