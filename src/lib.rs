@@ -68,7 +68,7 @@ pub mod fuzzing {
     pub use crate::inventory::ovs_agent::{berkeley_db, pickle};
     pub use crate::metrics::Metrics;
     pub use crate::model::{
-        Chunk, ChunkKind, DiskSource, FileIdentity, Provenance, Snapshot, SnapshotDisk, SnapshotId,
+        Chunk, ChunkKind, Described, DiskSource, FileIdentity, Provenance, Snapshot, SnapshotDisk, SnapshotId,
     };
     pub use crate::qcow2::{table_cache, tables};
     pub use crate::repository::changes::{CompareError, changes_of_sources};

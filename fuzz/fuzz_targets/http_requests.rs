@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use coriolis_ovm_exporter::fuzzing::{
-    App, Confinement, DiskSource, FileIdentity, Launcher, Metrics, Opened, Provenance, Snapshot, SnapshotDisk,
-    SnapshotId, manifest, parse_with_faults, router, serve_operator, service_id,
+    App, Confinement, Described, DiskSource, FileIdentity, Launcher, Metrics, Opened, Provenance, Snapshot,
+    SnapshotDisk, SnapshotId, manifest, parse_with_faults, router, serve_operator, service_id,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -71,7 +71,8 @@ fn start() -> Service {
     let snapshot = SnapshotId::from_u128(7);
     let clone = folder(&format!("CoriolisSnapshots/{snapshot}")).join("a.img");
     fs::copy(&disk, &clone).expect("a clone");
-    let text = manifest::encode(&taken(snapshot, &clone), None, &service_id(&config.db_file)).expect("it encodes");
+    let described = Described::alone(taken(snapshot, &clone));
+    let text = manifest::encode(&described, &service_id(&config.db_file)).expect("it encodes");
     fs::write(clone.with_file_name(manifest::FILE_NAME), text).expect("a manifest");
 
     let runtime =

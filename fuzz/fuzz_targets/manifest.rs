@@ -16,7 +16,7 @@ fuzz_target!(|text: &[u8]| {
         let mut parts = Path::new(&disk.source.path).components();
         assert!(parts.all(|part| matches!(part, Component::Normal(_))), "{:?}", disk.source.path);
     }
-    let written = manifest::encode(&described.snapshot, described.definition.as_ref(), "this one").expect("it encodes");
+    let written = manifest::encode(&described, "this one").expect("it encodes");
     assert_eq!(manifest::decode(&written).expect("it can be read again"), described);
     assert_eq!(manifest::maker(&written).expect("it can be read again").as_deref(), Some("this one"));
 });

@@ -55,7 +55,7 @@ impl fmt::Display for VmId {
 }
 
 /// A random UUID, written with dashes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SnapshotId(uuid::Uuid);
 
 impl SnapshotId {

@@ -4,6 +4,7 @@ pub mod access;
 pub mod annotations;
 pub mod chunk;
 pub mod definition;
+mod described;
 pub mod diff;
 mod event_kind;
 pub mod exclusive;
@@ -25,6 +26,7 @@ pub use access::{AccessRule, AccessRules, FoldedName, Grant, Grants, Permission,
 pub use annotations::{Annotations, LabelSelector};
 pub use chunk::{Chunk, ChunkKind};
 pub use definition::Definition;
+pub use described::{Described, RequestKey};
 pub use event_kind::{EventKind, EventPattern};
 pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hex::hex;

@@ -9,7 +9,7 @@ use super::id::{DiskName, RepositoryId, SnapshotId, VmId};
 pub struct Snapshot {
     pub id: SnapshotId,
     pub vm: VmId,
-    /// Position in the order of all snapshots. The clock may jump; the sequence only grows.
+    /// Position in the order of the VM's snapshots, see [`Snapshot::order`].
     pub sequence: u64,
     /// When the disks were cloned.
     pub created_at: jiff::Timestamp,
@@ -22,6 +22,12 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The snapshots of a VM are ordered by this. The clock may jump; the sequence only grows. Exporters of older
+    /// versions that shared a repository gave one sequence twice.
+    pub fn order(&self) -> (u64, jiff::Timestamp, SnapshotId) {
+        (self.sequence, self.created_at, self.id)
+    }
+
     pub fn disk(&self, name: &DiskName) -> Option<&SnapshotDisk> {
         self.disks.iter().find(|disk| disk.name == *name)
     }
@@ -133,7 +139,7 @@ impl<'a> SnapshotPair<'a> {
     pub fn new(base: &'a Snapshot, target: &'a Snapshot) -> Result<Self, UnfitPair> {
         if base.vm != target.vm {
             Err(UnfitPair::OtherVm(base.id))
-        } else if base.sequence >= target.sequence {
+        } else if base.order() >= target.order() {
             Err(UnfitPair::NotOlder(base.id))
         } else {
             Ok(Self { base, target })
@@ -147,7 +153,7 @@ impl<'a> SnapshotPair<'a> {
     }
 
     pub fn is_reversed(&self) -> bool {
-        self.base.sequence > self.target.sequence
+        self.base.order() > self.target.order()
     }
 
     pub fn base(&self) -> &'a Snapshot {

@@ -12,13 +12,17 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use crate::model::{
-    Annotations, Definition, DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId,
+    Annotations, Definition, Described, DiskSource, FileIdentity, HookRun, Provenance, RequestKey, Seal, Snapshot,
+    SnapshotDisk, VolumeId,
 };
 
 /// A disk's name never starts with a dot, so this name is free.
 pub const FILE_NAME: &str = ".manifest.json";
 
 const VERSION: u32 = 1;
+
+/// The longest user and the longest key of a request, in bytes.
+const MAX_REQUEST_TEXT: usize = 1024;
 
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,10 @@ struct Manifest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     description: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires_at: Option<jiff::Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    request: Option<ManifestRequest>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     definition: Option<Definition>,
 }
 
@@ -98,6 +106,14 @@ struct ManifestDisk {
 }
 
 #[derive(Serialize, Deserialize)]
+struct ManifestRequest {
+    user: String,
+    key: String,
+    /// SHA-256, hexadecimal.
+    digest: String,
+}
+
+#[derive(Serialize, Deserialize)]
 struct ManifestHook {
     name: String,
     kind: String,
@@ -116,19 +132,12 @@ fn volume(text: &str) -> Result<VolumeId, ManifestError> {
     Ok(VolumeId(number.to_be_bytes()))
 }
 
-/// What a manifest describes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Described {
-    pub snapshot: Snapshot,
-    /// The definition of its VM, if the manifest has it.
-    pub definition: Option<Definition>,
-}
-
-/// The manifest of `snapshot` and `definition`, written by the service with the id `exporter`.
+/// The manifest of a snapshot, written by the service with the id `exporter`.
 ///
 /// # Errors
 /// None: all map keys are texts.
-pub fn encode(snapshot: &Snapshot, definition: Option<&Definition>, exporter: &str) -> io::Result<Vec<u8>> {
+pub fn encode(described: &Described, exporter: &str) -> io::Result<Vec<u8>> {
+    let Described { snapshot, expires_at, request, definition } = described;
     let manifest = Manifest {
         version: VERSION,
         snapshot_id: snapshot.id.to_string(),
@@ -169,7 +178,13 @@ pub fn encode(snapshot: &Snapshot, definition: Option<&Definition>, exporter: &s
             .collect(),
         labels: snapshot.annotations.labels().clone(),
         description: snapshot.annotations.description().map(str::to_owned),
-        definition: definition.cloned(),
+        expires_at: *expires_at,
+        request: request.as_ref().map(|RequestKey { user, key, digest }| ManifestRequest {
+            user: user.clone(),
+            key: key.clone(),
+            digest: Digest(*digest).to_string(),
+        }),
+        definition: definition.clone(),
     };
     let mut text = serde_json::to_vec_pretty(&manifest)?;
     text.push(b'\n');
@@ -228,6 +243,11 @@ pub fn decode(text: &[u8]) -> Result<Described, ManifestError> {
         })
     };
     // Anyone may have written the file.
+    let request = |ManifestRequest { user, key, digest }| {
+        let digest = digest.parse::<Digest>().ok().filter(|_| user.len().max(key.len()) <= MAX_REQUEST_TEXT);
+        digest.map(|digest| RequestKey { user, key, digest: digest.0 }).ok_or(ManifestError::Field("request"))
+    };
+    let request = manifest.request.map(request).transpose()?;
     let definition = manifest.definition.map(Definition::within_limits);
     let snapshot = Snapshot {
         id: manifest.snapshot_id.parse().map_err(|_| ManifestError::Field("snapshot_id"))?,
@@ -244,7 +264,7 @@ pub fn decode(text: &[u8]) -> Result<Described, ManifestError> {
         annotations: Annotations::new(manifest.labels, manifest.description)
             .map_err(|_| ManifestError::Field("labels or description"))?,
     };
-    Ok(Described { snapshot, definition })
+    Ok(Described { snapshot, expires_at: manifest.expires_at, request, definition })
 }
 
 #[cfg(test)]
@@ -289,13 +309,24 @@ mod tests {
             .unwrap(),
         };
         let definition = Definition { format: "vm.cfg".to_owned(), memory_mb: Some(2048), ..Definition::default() };
-        let text = encode(&snapshot, Some(&definition), "this one").unwrap();
-        assert_eq!(decode(&text).unwrap(), Described { snapshot, definition: Some(definition) });
+        let request = RequestKey { user: "admin".to_owned(), key: "a key".to_owned(), digest: [0xc3; 32] };
+        let described = Described {
+            snapshot,
+            expires_at: Some("2024-05-02T10:20:30.123456789Z".parse().unwrap()),
+            request: Some(request),
+            definition: Some(definition),
+        };
+        let text = encode(&described, "this one").unwrap();
+        assert_eq!(decode(&text).unwrap(), described);
         assert_eq!(maker(&text).unwrap().as_deref(), Some("this one"));
 
         for bad in ["/etc/shadow", "../a.img", "VirtualDisks/../../a.img", ""] {
             let text = String::from_utf8(text.clone()).unwrap().replace("VirtualDisks/a.img", bad);
             assert!(matches!(decode(text.as_bytes()), Err(ManifestError::Field("a disk's source"))), "{bad}");
+        }
+        for (from, to) in [("c3c3", "c3c"), ("a key", &"k".repeat(1025))] {
+            let text = String::from_utf8(text.clone()).unwrap().replacen(from, to, 1);
+            assert!(matches!(decode(text.as_bytes()), Err(ManifestError::Field("request"))), "{from}");
         }
         let control = String::from_utf8(text.clone()).unwrap().replace("nightly", "a\\u001bb");
         assert!(matches!(decode(control.as_bytes()), Err(ManifestError::Field("labels or description"))));
@@ -319,8 +350,8 @@ mod tests {
         let text = br#"{"version": 1, "snapshot_id": "00000000-0000-0000-0000-000000001234",
             "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
             "created_at": "2024-05-01T10:20:30.123456789Z"}"#;
-        let Described { snapshot, definition } = decode(text).unwrap();
-        assert_eq!(definition, None);
+        let Described { snapshot, expires_at, request, definition } = decode(text).unwrap();
+        assert_eq!((expires_at, request, definition), (None, None, None));
         assert_eq!(snapshot.provenance, Provenance::crash_consistent());
         assert_eq!(snapshot.annotations, Annotations::default());
         assert_eq!(maker(text).unwrap(), None);

@@ -6,11 +6,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::manifest::Described;
 use super::seal::{self, Sealed};
 use super::snapshot_dir::UNFINISHED_MARKER;
 use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
-use crate::model::{DiskName, SnapshotId};
+use crate::model::{Described, DiskName, SnapshotId};
 use crate::sys::folder::{self, Folder};
 
 /// A folder with the name of a snapshot.

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::{SNAPSHOTS, SUPPORTED_FILE_SYSTEMS, manifest};
-use crate::model::{Definition, Snapshot, SnapshotDisk, SnapshotFile, SnapshotId, VolumeId};
+use crate::model::{Described, SnapshotDisk, SnapshotFile, SnapshotId, VolumeId};
 use crate::sys::folder::{EntryProblem, Folder, UnexpectedEntry};
 use crate::sys::{fsinfo, volume};
 
@@ -93,13 +93,13 @@ impl SnapshotDir {
         self.root.folder(SNAPSHOTS)?.folder(&self.name)
     }
 
-    /// Writes the manifest of the snapshot, with the `definition` of its VM, then the folder and its entry, to stable storage. `exporter` is the id of this service. The
-    /// marker stays: see [`SnapshotDir::finish`].
-    pub fn seal(&self, snapshot: &Snapshot, definition: Option<&Definition>, exporter: &str) -> io::Result<()> {
+    /// Writes the manifest of the snapshot, then the folder and its entry, to stable storage. `exporter` is the id of
+    /// this service. The marker stays: see [`SnapshotDir::finish`].
+    pub fn seal(&self, described: &Described, exporter: &str) -> io::Result<()> {
         let snapshots = self.root.folder(SNAPSHOTS)?;
         let folder = snapshots.folder(&self.name)?;
         let mut file = folder.create_file(MANIFEST_TEMP, 0o440)?;
-        file.write_all(&manifest::encode(snapshot, definition, exporter)?)?;
+        file.write_all(&manifest::encode(described, exporter)?)?;
         file.sync_all()?;
         // Readers see the whole manifest or none.
         folder.rename(MANIFEST_TEMP, manifest::FILE_NAME)?;

@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hasher};
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, Value};
 
 use super::{
-    SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, events, pending_hooks, proof, record, retention,
+    SNAPSHOTS, SNAPSHOTS_OF_VMS, StoreError, definition, events, pending_hooks, proof, record, retention,
     revoked_log_ins, schema, sessions, tickets,
 };
 
@@ -52,7 +52,7 @@ impl Unreadable {
 pub(super) fn read_all(transaction: &ReadTransaction) -> Result<Contents, StoreError> {
     let reader = &mut Reader { transaction, hasher: DefaultHasher::new(), unreadable: Unreadable::default() };
     reader.table(SNAPSHOTS, |id, bytes| record::decode(id, bytes).map(|_| ()))?;
-    reader.table(SNAPSHOTS_BY_VM, |_, _| Ok(()))?;
+    reader.table(SNAPSHOTS_OF_VMS, |_, _| Ok(()))?;
     reader.table(schema::COUNTERS, |_, _| Ok(()))?;
     reader.table(definition::DEFINITIONS, |id, bytes| definition::decode(id, bytes).map(|_| ()))?;
     reader.table(pending_hooks::TABLE, |_, _| Ok(()))?;

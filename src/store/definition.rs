@@ -46,10 +46,10 @@ fn damaged(id: SnapshotId, error: &serde_json::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests {
-    use super::super::CommitOptions;
     use super::super::tests::{begin, snapshot};
     use super::*;
     use crate::model::SnapshotFiles;
+    use crate::model::{Described, Snapshot};
 
     #[test]
     fn definition_is_kept_as_long_as_the_snapshot() {
@@ -57,10 +57,11 @@ mod tests {
         let store = Store::open(&dir.path().join("db")).unwrap();
         let [made, plain] = [1, 2].map(|number| begin(&store, snapshot(number), None));
         let definition = Definition { format: "vm.cfg".to_owned(), memory_mb: Some(1), ..Definition::default() };
-        let options = CommitOptions { definition: Some(definition.clone()), ..CommitOptions::default() };
-        store.commit(&[(&made, &options)]).unwrap();
-        store.commit(&[(&plain, &CommitOptions::default())]).unwrap();
-        assert!(store.adopt(&snapshot(3), Some(&definition)).unwrap());
+        let defined =
+            |snapshot: Snapshot| Described { definition: Some(definition.clone()), ..Described::alone(snapshot) };
+        store.commit(&[(defined(made.clone()), None)]).unwrap();
+        store.commit(&[(Described::alone(plain.clone()), None)]).unwrap();
+        assert!(store.adopt(&defined(snapshot(3))).unwrap());
         let found = |number| store.definition(SnapshotId::from_u128(number)).unwrap();
         assert_eq!([1, 2, 3, 4].map(found), [Some(definition.clone()), None, Some(definition.clone()), None]);
         store.forget(&SnapshotFiles::from(&made), None).unwrap();

@@ -160,18 +160,17 @@ mod tests {
 
     use super::super::tests::{begin, snapshot};
     use super::super::{
-        Clock, CommitOptions, DatabaseState, NewEvent, Revocation, SNAPSHOTS, Store, Ticket, TicketLimits,
-        TicketSource, inspect,
+        Clock, DatabaseState, NewEvent, Revocation, SNAPSHOTS, Store, Ticket, TicketLimits, TicketSource, inspect,
     };
     use super::*;
-    use crate::model::SnapshotId;
+    use crate::model::{Described, SnapshotId};
 
     /// A store with many complete snapshots and one that is being made.
     fn store(path: &Path) -> Store {
         let store = Store::open(path).unwrap();
         for number in 0..200 {
             let made = begin(&store, snapshot(number), None);
-            store.commit(&[(&made, &CommitOptions::default())]).unwrap();
+            store.commit(&[(Described::alone(made.clone()), None)]).unwrap();
         }
         begin(&store, snapshot(500), None);
         store
@@ -296,7 +295,7 @@ mod tests {
         let (copy, expected) = store.handle.frozen_copy().unwrap();
         let checked = store.handle.check(copy, expected, |_| {
             let made = begin(&store, snapshot(501), None);
-            store.commit(&[(&made, &CommitOptions::default())])
+            store.commit(&[(Described::alone(made.clone()), None)])
         });
         assert_eq!(checked.unwrap(), Unreadable::default());
         assert_eq!(store.snapshots().unwrap().len(), 201);

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::model::{
-    Definition, PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
+    Described, PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
 };
 
 pub use contents::Unreadable;
@@ -42,14 +42,15 @@ pub use proof::Proofs;
 pub use rebuild::{Rebuild, set_aside};
 pub use record::Record;
 use record::State;
-pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
+use retention::put_described;
+pub use retention::{KEY_LIFETIME, Retentions};
 pub use sessions::{Clock, MAX_RENEWABLE_OF_USER, Renewal, Revocation, RevokedTokens, SessionTables};
 pub use tickets::{Added, Ticket, TicketLimits, TicketSource, Tickets};
 
 /// Snapshot id → record. The tables are created by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
-/// (VM, sequence) → snapshot id.
-const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
+/// (VM, sequence, snapshot id).
+const SNAPSHOTS_OF_VMS: TableDefinition<'_, (&str, u64, u128), ()> = TableDefinition::new("snapshots_of_vms");
 
 /// The first sequence that [`Store::begin`] assigns. Lower ones are for adopted snapshots
 /// (docs/formats.md#sequences).
@@ -165,23 +166,21 @@ impl Store {
         SessionTables(&self.handle)
     }
 
-    /// Records a complete `snapshot` with the sequence that it names, and the `definition` of its VM. Returns false, and records nothing, if the
-    /// snapshot is known or its sequence is taken.
-    pub fn adopt(&self, snapshot: &Snapshot, definition: Option<&Definition>) -> Result<bool, StoreError> {
+    /// Records a complete snapshot with the sequence that it names. Returns false, and records nothing, if the snapshot
+    /// is known.
+    pub fn adopt(&self, described: &Described) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
-            let place = (snapshot.vm.as_str(), snapshot.sequence);
-            let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
-            let is_known = transaction.open_table(SNAPSHOTS)?.get(snapshot.id.as_u128())?.is_some();
-            if is_known || snapshot.sequence > LAST_SEQUENCE || by_vm.get(place)?.is_some() {
+            let Snapshot { id, ref vm, sequence, .. } = described.snapshot;
+            let is_known = transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some();
+            if is_known || sequence > LAST_SEQUENCE {
                 return Ok(false);
             }
-            put(transaction, State::Ready, snapshot)?;
-            definition::put(transaction, snapshot.id, definition)?;
-            by_vm.insert(place, snapshot.id.as_u128())?;
+            put_described(transaction, described, described.snapshot.created_at)?;
+            transaction.open_table(SNAPSHOTS_OF_VMS)?.insert((vm.as_str(), sequence, id.as_u128()), ())?;
             // Sequences that are assigned from now on are higher.
             let mut counters = transaction.open_table(schema::COUNTERS)?;
             let last = counters.get("sequence")?.map_or(0, |value| value.value());
-            counters.insert("sequence", last.max(snapshot.sequence))?;
+            counters.insert("sequence", last.max(sequence))?;
             Ok(true)
         })
     }
@@ -216,12 +215,8 @@ impl Store {
         self.handle.write(|transaction| {
             events::enqueue(transaction, event)?;
             transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
-            // A snapshot of another service may have the sequence of one of ours.
-            let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
-            let place = (snapshot.vm.as_str(), snapshot.sequence);
-            if by_vm.get(place)?.is_some_and(|id| id.value() == snapshot.id.as_u128()) {
-                by_vm.remove(place)?;
-            }
+            let place = (snapshot.vm.as_str(), snapshot.sequence, snapshot.id.as_u128());
+            transaction.open_table(SNAPSHOTS_OF_VMS)?.remove(place)?;
             definition::forget(transaction, snapshot.id)?;
             proof::forget(transaction, snapshot.id)?;
             tickets::forget(transaction, snapshot.id)?;
@@ -251,15 +246,16 @@ impl Store {
     /// The snapshots of `vm` in any state, oldest first.
     pub fn records_of(&self, vm: &VmId) -> Result<Vec<Record>, StoreError> {
         self.handle.read(|transaction| {
-            let by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
+            let of_vms = transaction.open_table(SNAPSHOTS_OF_VMS)?;
             let records = transaction.open_table(SNAPSHOTS)?;
             let mut found = Vec::new();
-            for entry in by_vm.range((vm.as_str(), 0)..=(vm.as_str(), u64::MAX))? {
-                let id = entry?.1.value();
+            for entry in of_vms.range((vm.as_str(), 0, 0)..=(vm.as_str(), u64::MAX, u128::MAX))? {
+                let (_, _, id) = entry?.0.value();
                 if let Some(bytes) = records.get(id)? {
                     found.push(record::decode(id, bytes.value())?);
                 }
             }
+            found.sort_by_key(Record::order);
             Ok(found)
         })
     }
@@ -273,7 +269,7 @@ impl Store {
     pub fn snapshot_ids(&self) -> Result<HashMap<VmId, Vec<SnapshotId>>, StoreError> {
         let mut ids: HashMap<VmId, Vec<SnapshotId>> = HashMap::new();
         let mut snapshots = self.snapshots()?;
-        snapshots.sort_by_key(|snapshot| snapshot.sequence);
+        snapshots.sort_by_key(Snapshot::order);
         for snapshot in snapshots {
             ids.entry(snapshot.vm).or_default().push(snapshot.id);
         }
@@ -327,7 +323,7 @@ fn begin_one(
     let unfinished = UnfinishedSnapshot::new(draft, sequence);
     let SnapshotDraft { id, ref vm, .. } = unfinished.draft;
     put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
-    transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
+    transaction.open_table(SNAPSHOTS_OF_VMS)?.insert((vm.as_str(), sequence, id.as_u128()), ())?;
     if let Some(pending_hooks) = pending_hooks {
         let key = PendingHooksKey::of_creation(id);
         transaction.open_table(pending_hooks::TABLE)?.insert(key.as_u128(), pending_hooks.as_slice())?;
@@ -346,10 +342,10 @@ fn forget_unfinished(transaction: &WriteTransaction) -> Result<(), StoreError> {
             unfinished.push(files);
         }
     }
-    let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
+    let mut of_vms = transaction.open_table(SNAPSHOTS_OF_VMS)?;
     for files in unfinished {
         snapshots.remove(files.id.as_u128())?;
-        by_vm.remove((files.vm.as_str(), files.sequence))?;
+        of_vms.remove((files.vm.as_str(), files.sequence, files.id.as_u128()))?;
     }
     Ok(())
 }

@@ -200,8 +200,8 @@ impl PowerLossTest {
                 let begun = self.commit("begin", |store| begin(store, snapshot(number), hooks.as_deref()));
                 // Some are never finished.
                 if self.random.below(4) > 0 {
-                    let options = CommitOptions { expires_at: Some(until), ..CommitOptions::default() };
-                    self.commit("commit", |store| store.commit(&[(&begun, &options)])).unwrap();
+                    let described = Described { expires_at: Some(until), ..Described::alone(begun.clone()) };
+                    self.commit("commit", |store| store.commit(&[(described.clone(), None)])).unwrap();
                 }
                 self.known.insert(number, begun);
             }
@@ -230,7 +230,7 @@ impl PowerLossTest {
             }
             (_, Some(_)) => {
                 let adopted = Snapshot { sequence: number as u64, ..snapshot(number) };
-                assert!(self.commit("adopt", |store| store.adopt(&adopted, None)).unwrap());
+                assert!(self.commit("adopt", |store| store.adopt(&Described::alone(adopted.clone()))).unwrap());
                 self.known.insert(number, adopted);
             }
         }

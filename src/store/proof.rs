@@ -78,9 +78,10 @@ pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use super::super::Store;
     use super::super::tests::{begin, snapshot};
-    use super::super::{CommitOptions, Store};
     use super::*;
+    use crate::model::Described;
     use crate::model::SnapshotFiles;
 
     #[test]
@@ -89,7 +90,7 @@ mod tests {
         let store = Store::open(&dir.path().join("db")).unwrap();
         let [first, second] = [1, 2].map(|number| begin(&store, snapshot(number), None));
         for snapshot in [&first, &second] {
-            store.commit(&[(snapshot, &CommitOptions::default())]).unwrap();
+            store.commit(&[(Described::alone(snapshot.clone()), None)]).unwrap();
         }
         let disk = first.disks[0].name.clone();
         for id in [first.id, second.id, SnapshotId::from_u128(3)] {
@@ -110,7 +111,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
         let ours = begin(&store, snapshot(1), None);
-        store.commit(&[(&ours, &CommitOptions::default())]).unwrap();
+        store.commit(&[(Described::alone(ours.clone()), None)]).unwrap();
         // The other service assigns its own sequences.
         let mut theirs = snapshot(2);
         theirs.sequence = ours.sequence;

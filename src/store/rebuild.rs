@@ -114,9 +114,9 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
-    use super::super::CommitOptions;
     use super::super::tests::{begin, snapshot};
     use super::*;
+    use crate::model::Described;
 
     #[test]
     fn damaged_database_keeps_its_bytes_under_another_name() {
@@ -135,7 +135,7 @@ mod tests {
         assert!(matches!(store.rebuild().unwrap(), Rebuild { started: Some(_), done: None }));
         // The next snapshot follows those of the lost database.
         let next = begin(&store, snapshot(1), None);
-        store.commit(&[(&next, &CommitOptions::default())]).unwrap();
+        store.commit(&[(Described::alone(next.clone()), None)]).unwrap();
         assert!(next.sequence > FIRST_SEQUENCE + 1_700_000_000, "{}", next.sequence);
         store.end_rebuild().unwrap();
         assert!(matches!(store.rebuild().unwrap(), Rebuild { started: None, done: Some(_) }));

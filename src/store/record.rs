@@ -33,6 +33,16 @@ impl Record {
         }
     }
 
+    /// The order of the records of a VM, as [`Snapshot::order`]. An unfinished snapshot has no time.
+    pub(super) fn order(&self) -> (u64, bool, jiff::Timestamp, SnapshotId) {
+        match self {
+            Self::Ready(snapshot) => (snapshot.sequence, false, snapshot.created_at, snapshot.id),
+            Self::Creating(files) | Self::Deleting(files) => {
+                (files.sequence, true, jiff::Timestamp::default(), files.id)
+            }
+        }
+    }
+
     pub fn state(&self) -> State {
         match self {
             Self::Creating(_) => State::Creating,

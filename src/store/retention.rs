@@ -11,7 +11,7 @@ use super::{
     NewEvent, Record, SNAPSHOTS, State, Store, StoreError, database, definition, events, put, put_deleting, record,
 };
 use crate::model::retention::Retention;
-use crate::model::{Definition, Snapshot, SnapshotId, VmId};
+use crate::model::{Described, RequestKey, Snapshot, SnapshotId, VmId};
 
 /// Snapshot id → expiry, milliseconds since 1970.
 pub(super) const EXPIRIES: TableDefinition<'_, u128, i64> = TableDefinition::new("expiries");
@@ -26,28 +26,6 @@ pub const KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Beyond this number the oldest keys are dropped.
 const MAX_KEYS: usize = 10_000;
-
-/// Identifies a request that a client repeats because it does not know whether the first one succeeded.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestKey {
-    pub user: String,
-    /// The `Idempotency-Key` header.
-    pub key: String,
-    /// SHA-256 of the request.
-    pub digest: [u8; 32],
-}
-
-/// What is recorded together with a new snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CommitOptions {
-    pub expires_at: Option<Timestamp>,
-    /// The key of the request that made the snapshot.
-    pub key: Option<RequestKey>,
-    /// The VM's definition.
-    pub definition: Option<Definition>,
-    /// For webhooks.
-    pub event: Option<NewEvent>,
-}
 
 /// The request that used a key. These are the stored bytes: postcard writes the fields in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,23 +54,15 @@ fn is_valid(used_at_ms: i64, now: Timestamp) -> bool {
 }
 
 impl Store {
-    /// Records in one transaction that `snapshots` are complete, each with its options. From now on clients see them.
+    /// Records in one transaction that `snapshots` are complete, each with its event. From now on clients see them.
     ///
     /// # Errors
     /// After an error the records may still have been written, all or none: check with [`Store::record`].
-    pub fn commit(&self, snapshots: &[(&Snapshot, &CommitOptions)]) -> Result<(), StoreError> {
+    pub fn commit(&self, snapshots: &[(Described, Option<NewEvent>)]) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
-            snapshots.iter().try_for_each(|(snapshot, options)| {
-                put(transaction, State::Ready, snapshot)?;
-                definition::put(transaction, snapshot.id, options.definition.as_ref())?;
-                events::enqueue(transaction, options.event.as_ref())?;
-                if let Some(expiry) = options.expires_at {
-                    transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
-                }
-                match &options.key {
-                    Some(key) => record_key_use(transaction, snapshot, key),
-                    None => Ok(()),
-                }
+            snapshots.iter().try_for_each(|(described, event)| {
+                put_described(transaction, described, Timestamp::now())?;
+                events::enqueue(transaction, event.as_ref())
             })
         })
     }
@@ -104,6 +74,24 @@ impl Store {
             let found = keys.get((key.user.as_str(), vm.as_str(), key.key.as_str()))?;
             Ok(found.and_then(|bytes| decode(bytes.value())).filter(|found| found.is_valid(now)))
         })
+    }
+}
+
+/// Records a complete snapshot, with all that its manifest says. Its request has used its key at `used_at`.
+pub(super) fn put_described(
+    transaction: &WriteTransaction,
+    described: &Described,
+    used_at: Timestamp,
+) -> Result<(), StoreError> {
+    let Described { snapshot, expires_at, request, definition } = described;
+    put(transaction, State::Ready, snapshot)?;
+    definition::put(transaction, snapshot.id, definition.as_ref())?;
+    if let Some(expiry) = expires_at {
+        transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
+    }
+    match request {
+        Some(key) => record_key_use(transaction, snapshot, key, used_at),
+        None => Ok(()),
     }
 }
 
@@ -229,9 +217,17 @@ fn is_leased(transaction: &WriteTransaction, id: SnapshotId, now: Timestamp) -> 
     Ok(false)
 }
 
-fn record_key_use(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKey) -> Result<(), StoreError> {
+fn record_key_use(
+    transaction: &WriteTransaction,
+    snapshot: &Snapshot,
+    key: &RequestKey,
+    used_at: Timestamp,
+) -> Result<(), StoreError> {
     let now = Timestamp::now();
-    let new = KeyUse { digest: key.digest, snapshot: snapshot.id.as_u128(), used_at_ms: now.as_millisecond() };
+    let new = KeyUse { digest: key.digest, snapshot: snapshot.id.as_u128(), used_at_ms: used_at.as_millisecond() };
+    if !new.is_valid(now) {
+        return Ok(());
+    }
     let mut keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
     let mut known = Vec::new();
     for entry in keys.iter()? {

@@ -22,6 +22,8 @@ mod m0007_tickets;
 mod m0008_sessions;
 #[path = "../../migrations/0009_notifications.rs"]
 mod m0009_notifications;
+#[path = "../../migrations/0010_pool.rs"]
+mod m0010_pool;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
@@ -36,6 +38,7 @@ const MIGRATIONS: &[Migration] = &[
     m0007_tickets::run,
     m0008_sessions::run,
     m0009_notifications::run,
+    m0010_pool::run,
 ];
 
 pub(super) const CURRENT_SCHEMA: u64 = MIGRATIONS.len() as u64;

@@ -3,8 +3,8 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::model::retention::Retention;
 use crate::model::{
-    Annotations, Consistency, DiskSource, FileIdentity, FoldedName, HookKind, HookOutcome, HookRun, HookStage,
-    PlannedDisk, Provenance, Seal, SnapshotDisk, SnapshotFile, VolumeId,
+    Annotations, Consistency, Definition, DiskSource, FileIdentity, FoldedName, HookKind, HookOutcome, HookRun,
+    HookStage, PlannedDisk, Provenance, RequestKey, Seal, SnapshotDisk, SnapshotFile, VolumeId,
 };
 
 mod golden;
@@ -113,7 +113,7 @@ fn failed_creation_is_reported_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let made = [1, 2, 3].map(|number| begin(&store, snapshot(number), None));
-    store.commit(&[(&made[0], &CommitOptions::default())]).unwrap();
+    store.commit(&[(Described::alone(made[0].clone()), None)]).unwrap();
     let event =
         |text: &str| NewEvent { webhooks: vec!["a".to_owned()], body: text.as_bytes().to_vec(), max_queued: 10 };
     // A complete snapshot stays, and one that is not known is none.
@@ -140,10 +140,10 @@ fn a_snapshot_is_visible_from_commit_to_deletion() {
     let first = begin(&store, snapshot(2), None);
     assert_eq!(store.snapshot(first.id).unwrap(), None);
     assert_eq!(store.unfinished().unwrap(), [unfinished_files(&first)]);
-    store.commit(&[(&first, &CommitOptions::default())]).unwrap();
+    store.commit(&[(Described::alone(first.clone()), None)]).unwrap();
 
     let second = begin(&store, snapshot(1), None);
-    store.commit(&[(&second, &CommitOptions::default())]).unwrap();
+    store.commit(&[(Described::alone(second.clone()), None)]).unwrap();
     drop(store);
 
     // Another process, later. The order is that of creation, not of ids or clocks.
@@ -207,7 +207,7 @@ fn pending_hooks_are_kept_until_they_are_cleared() {
     let store = Store::open(&path).unwrap();
     let first = begin(&store, hooked(1), Some(b"first"));
     let second = begin(&store, snapshot(2), None);
-    store.commit(&[(&first, &CommitOptions::default())]).unwrap();
+    store.commit(&[(Described::alone(first.clone()), None)]).unwrap();
     store.pending_hooks().record(PendingHooksKey::of_creation(second.id), b"second", &[]).unwrap();
     drop(store);
 
@@ -276,22 +276,32 @@ fn an_adopted_snapshot_is_older_than_those_of_this_service() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let made = begin(&store, snapshot(1), None);
-    store.commit(&[(&made, &CommitOptions::default())]).unwrap();
+    store.commit(&[(Described::alone(made.clone()), None)]).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
-    assert!(store.adopt(&adopted, None).unwrap());
-    // Refused are a known snapshot, a sequence that is taken, and one beyond the limit.
+    assert!(store.adopt(&Described::alone(adopted.clone())).unwrap());
+    // Refused are a known snapshot, and a sequence beyond the limit.
     let elsewhere = Snapshot { sequence: 1_700_000_001, ..adopted.clone() };
-    let taken = Snapshot { id: SnapshotId::from_u128(9), ..adopted.clone() };
     let beyond = Snapshot { id: SnapshotId::from_u128(9), sequence: u64::MAX, ..adopted.clone() };
-    for refused in [elsewhere, taken, beyond] {
-        assert!(!store.adopt(&refused, None).unwrap());
+    for refused in [elsewhere, beyond] {
+        assert!(!store.adopt(&Described::alone(refused.clone())).unwrap());
     }
-    assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [adopted, made]);
+    assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [adopted.clone(), made.clone()]);
+    // Of two with one sequence, the one that was made earlier is the older one.
+    let second = jiff::SignedDuration::from_secs(1);
+    let (earlier, later) = (adopted.created_at - second, adopted.created_at + second);
+    let same = |number, created_at| Snapshot { id: SnapshotId::from_u128(number), created_at, ..adopted.clone() };
+    let (earlier, later) = (same(11, earlier), same(10, later));
+    for other in [&later, &earlier] {
+        assert!(store.adopt(&Described::alone(other.clone())).unwrap());
+    }
+    assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [earlier.clone(), adopted, later.clone(), made]);
+    store.forget(&SnapshotFiles::from(&earlier), None).unwrap();
+    assert_eq!(store.snapshot(later.id).unwrap(), Some(later));
     // A sequence from a lost database: those assigned from now on are higher.
     let mut rebuilt = snapshot(3);
     rebuilt.sequence = FIRST_SEQUENCE + 100;
-    assert!(store.adopt(&rebuilt, None).unwrap());
+    assert!(store.adopt(&Described::alone(rebuilt.clone())).unwrap());
     let next = begin(&store, snapshot(4), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE + 101);
 }

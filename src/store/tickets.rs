@@ -206,8 +206,9 @@ mod tests {
     use jiff::Timestamp;
 
     use super::super::tests::{begin, snapshot};
-    use super::super::{CommitOptions, SnapshotFiles, Store};
+    use super::super::{SnapshotFiles, Store};
     use super::*;
+    use crate::model::Described;
 
     fn ticket(user: &str, created_ms: i64) -> Ticket {
         let target = ("vm".to_owned(), SnapshotId::from_u128(7), "a.img".to_owned());
@@ -243,7 +244,7 @@ mod tests {
         let store = Store::open(&dir.path().join("x.db")).unwrap();
         let snapshots: Vec<_> = (1..=4).map(|number| begin(&store, snapshot(number), None)).collect();
         for snapshot in &snapshots {
-            store.commit(&[(snapshot, &CommitOptions::default())]).unwrap();
+            store.commit(&[(Described::alone(snapshot.clone()), None)]).unwrap();
         }
         let limits = TicketLimits { of_user: 8, of_all: 8 };
         let now = Timestamp::now();

@@ -288,7 +288,7 @@ impl ContentProofs {
         others.retain(|other| other.id != snapshot.id);
         others.sort_by_key(|other| other.sequence.abs_diff(snapshot.sequence));
         let of_disk = |other: Snapshot| {
-            let (id, is_earlier) = (other.id, other.sequence < snapshot.sequence);
+            let (id, is_earlier) = (other.id, other.order() < snapshot.order());
             let disk = other.disks.into_iter().find(|other| other.source == disk.source)?;
             Some(OtherSnapshot { id, disk, is_earlier })
         };

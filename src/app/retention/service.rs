@@ -104,7 +104,7 @@ impl Retention {
     pub(crate) fn observe_new(&self, snapshot: &Snapshot) -> Result<(), Error> {
         self.observe(snapshot)?;
         let of_vm = self.store.snapshots_of(&snapshot.vm)?;
-        if let Some(former) = of_vm.iter().rev().find(|other| other.sequence < snapshot.sequence) {
+        if let Some(former) = of_vm.iter().rev().find(|other| other.order() < snapshot.order()) {
             self.watch().supersede(self.moment(), former.id, snapshot.id);
         }
         Ok(())

@@ -10,8 +10,7 @@ use crate::app::audit::Actor;
 use crate::app::error::Refusal;
 use crate::app::tasks::Service;
 use crate::auth::Session;
-use crate::model::{Snapshot, VmId};
-use crate::store::RequestKey;
+use crate::model::{RequestKey, Snapshot, VmId};
 
 /// The result of admission.
 pub(super) enum CreateAdmission {

@@ -20,7 +20,9 @@ use crate::app::files::{self, FileOpener};
 use crate::app::inventory::{Inventory, UnsearchedPart};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
-use crate::model::{Annotations, DiskName, DiskSource, Provenance, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{
+    Annotations, Described, DiskName, DiskSource, Provenance, Snapshot, SnapshotDisk, SnapshotId, VmId,
+};
 use crate::repository::executor::JobKind;
 use crate::repository::{SnapshotDir, scan};
 use crate::store::{Store, StoreError};
@@ -53,10 +55,11 @@ pub(crate) struct Readoption {
 }
 
 /// Why a snapshot was not adopted.
-struct NotAdopted {
-    reason: String,
+#[derive(Debug)]
+pub(super) struct NotAdopted {
+    pub reason: String,
     /// Whether another attempt may adopt it.
-    is_temporary: bool,
+    pub is_temporary: bool,
 }
 
 impl From<String> for NotAdopted {
@@ -237,9 +240,14 @@ impl Adopter {
     fn adopt_one(&self, candidate: &Candidate, sequence: u64) -> Result<(), NotAdopted> {
         let Candidate { placed, parts } = candidate;
         let (id, kind) = (placed.id, JobKind::CHANGE.exclusive(placed.id.as_u128()));
-        let snapshot = match &placed.origin {
-            Origin::Manifest(described) => Snapshot { sequence, ..described.snapshot.clone() },
-            Origin::Files { created_by, disks } => Snapshot {
+        let described = match &placed.origin {
+            // Its leases may be lost, so it does not expire.
+            Origin::Manifest(described) => Described {
+                snapshot: Snapshot { sequence, ..described.snapshot.clone() },
+                expires_at: None,
+                ..(**described).clone()
+            },
+            Origin::Files { created_by, disks } => Described::alone(Snapshot {
                 id,
                 vm: placed.vm.clone(),
                 sequence,
@@ -251,31 +259,20 @@ impl Adopter {
                     .collect::<Result<_, _>>()?,
                 provenance: Provenance::crash_consistent(),
                 annotations: Annotations::default(),
-            },
+            }),
         };
-        let (has_manifest, definition) = match &placed.origin {
-            Origin::Manifest(described) => (true, described.definition.as_ref()),
-            Origin::Files { .. } => (false, None),
-        };
-        for disk in snapshot.disks.iter().filter(|_| has_manifest) {
-            self.files.open_base(&snapshot, disk).map_err(|error| {
-                let reason = format!("{}: {error}", disk.name);
-                NotAdopted { reason, is_temporary: files::temporary(disk, &error.into()).is_some() }
-            })?;
+        let has_manifest = matches!(placed.origin, Origin::Manifest(_));
+        if has_manifest {
+            self.check_files(&described.snapshot)?;
         }
         // Record first: a manifest without a record would prevent another attempt.
-        let failed = |error: StoreError| NotAdopted { reason: error.to_string(), is_temporary: true };
-        if !self.store.adopt(&snapshot, definition).map_err(failed)? {
+        if !self.record(&described)? {
             return Err("is already in the database: another request has just adopted it".to_owned().into());
         }
-        tracing::info!(
-            snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at,
-            "snapshot adopted"
-        );
         if !has_manifest {
             for (repository, folder) in parts {
-                let (of, exporter) = (snapshot.clone(), self.exporter.clone());
-                let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of, None, &exporter));
+                let (of, exporter) = (described.clone(), self.exporter.clone());
+                let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of, &exporter));
                 if let Err(error) = sealed {
                     tracing::warn!(
                         folder = %folder.path.display(), %error,
@@ -285,6 +282,27 @@ impl Adopter {
             }
         }
         Ok(())
+    }
+
+    /// Checks that the snapshot's files are the recorded ones.
+    pub(super) fn check_files(&self, snapshot: &Snapshot) -> Result<(), NotAdopted> {
+        snapshot.disks.iter().try_for_each(|disk| {
+            self.files.open_base(snapshot, disk).map(drop).map_err(|error| {
+                let reason = format!("{}: {error}", disk.name);
+                NotAdopted { reason, is_temporary: files::temporary(disk, &error.into()).is_some() }
+            })
+        })
+    }
+
+    /// Records the snapshot. Returns false if the database knows it already.
+    pub(super) fn record(&self, described: &Described) -> Result<bool, NotAdopted> {
+        let failed = |error: StoreError| NotAdopted { reason: error.to_string(), is_temporary: true };
+        let is_new = self.store.adopt(described).map_err(failed)?;
+        if is_new {
+            let Snapshot { id, ref vm, created_at, .. } = described.snapshot;
+            tracing::info!(snapshot = %id, %vm, %created_at, "snapshot adopted");
+        }
+        Ok(is_new)
     }
 
     /// Records the current identity of the file that was found for the disk `name`.

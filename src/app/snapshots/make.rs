@@ -14,12 +14,12 @@ use crate::app::hooks::HookReport;
 use crate::app::notifications::Event;
 use crate::hooks::{PendingPostHooks, milliseconds};
 use crate::model::{
-    Consistency, DiskName, PendingHooksKey, Provenance, RepositoryId, Snapshot, SnapshotFiles, UnfinishedSnapshot,
+    Consistency, Described, DiskName, PendingHooksKey, Provenance, RepositoryId, Snapshot, SnapshotFiles,
+    UnfinishedSnapshot,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
 use crate::repository::executor::JobKind;
 use crate::repository::{Repository, SnapshotDir};
-use crate::store::CommitOptions;
 
 /// A snapshot whose intent is recorded and whose files are prepared: the next step clones.
 pub(super) struct Prepared {
@@ -118,17 +118,17 @@ impl Snapshots {
             let files: Vec<_> = made.iter().map(|made| made.unfinished.files()).collect();
             self.removals.undo(&files, user, error);
         };
-        let snapshots = sealed.inspect_err(undo)?;
-        let options = made.iter().zip(&snapshots).map(|(made, snapshot)| {
-            let CommitDetails { ttl, key, definition } = &made.commit;
-            let expires_at = ttl.map(|ttl| snapshot.created_at + ttl);
-            // In the same transaction, so that a crash loses neither.
-            let event = self.notifications.prepare(&Event::snapshot_created(snapshot, expires_at));
-            CommitOptions { expires_at, key: key.clone(), definition: definition.clone(), event }
-        });
-        let options: Vec<_> = options.collect();
-        let committed = self.store.commit(&snapshots.iter().zip(&options).collect::<Vec<_>>());
+        let described = sealed.inspect_err(undo)?;
+        // In the same transaction, so that a crash loses neither.
+        let with_event = |described: Described| {
+            let event = Event::snapshot_created(&described.snapshot, described.expires_at);
+            let event = self.notifications.prepare(&event);
+            (described, event)
+        };
+        let described: Vec<_> = described.into_iter().map(with_event).collect();
+        let committed = self.store.commit(&described);
         self.notifications.wake();
+        let snapshots: Vec<_> = described.into_iter().map(|(described, _)| described.snapshot).collect();
         if let (Err(error), Some(first)) = (committed, snapshots.first()) {
             // A failed commit may still have reached the disk, which only the database knows. If it cannot be read,
             // nothing is changed; the recovery after the next start decides. One transaction commits all.
@@ -151,7 +151,7 @@ impl Snapshots {
         made: &mut [Made],
         created_at: jiff::Timestamp,
         cloned: Vec<Cloned>,
-    ) -> Result<Vec<Snapshot>, Error> {
+    ) -> Result<Vec<Described>, Error> {
         let is_group = made.len() > 1;
         let mut snapshots = Vec::with_capacity(made.len());
         let mut clone_times = Vec::with_capacity(made.len());
@@ -161,7 +161,7 @@ impl Snapshots {
             snapshots.push(sealed.map_err(|error| error.of_vm(&made.unfinished.draft.vm, is_group))?);
         }
         // Finish only after all repositories have all manifests: a part must not look like a finished snapshot.
-        for (snapshot, clone_time) in snapshots.iter().zip(clone_times) {
+        for (Described { snapshot, .. }, clone_time) in snapshots.iter().zip(clone_times) {
             let (id, kind) = (snapshot.id, JobKind::CHANGE.exclusive(snapshot.id.as_u128()));
             for repository in self.repositories_with(&snapshot.repositories())? {
                 let finished = repository.run(kind, move |_, root| SnapshotDir::new(root, id).finish());
@@ -178,7 +178,7 @@ impl Snapshots {
     }
 
     /// Writes the clones of one snapshot, and its manifests, to stable storage.
-    fn seal(&self, made: &mut Made, created_at: jiff::Timestamp, cloned: Cloned) -> Result<Snapshot, Error> {
+    fn seal(&self, made: &mut Made, created_at: jiff::Timestamp, cloned: Cloned) -> Result<Described, Error> {
         let Made { unfinished, commit, report } = made;
         let freeze = report.frozen_for.unwrap_or(cloned.duration);
         let consistency = if report.quiesced { Consistency::Quiesced } else { Consistency::Crash };
@@ -188,14 +188,16 @@ impl Snapshots {
         unfinished.inodes = files.iter().map(|file| NonZero::new(file.identity.inode)).collect();
         let files = files.into_iter().map(|file| (file.identity, file.seal)).collect();
         let snapshot = unfinished.clone().finish(created_at, provenance, files);
-        let kind = JobKind::CHANGE.exclusive(snapshot.id.as_u128());
-        for repository in self.repositories_with(&snapshot.repositories())? {
-            let (of, definition, exporter) = (snapshot.clone(), commit.definition.clone(), self.exporter.clone());
-            let sealed = repository
-                .run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of, definition.as_ref(), &exporter));
+        let CommitDetails { ttl, key, definition } = commit;
+        let expires_at = ttl.map(|ttl| snapshot.created_at + ttl);
+        let described = Described { snapshot, expires_at, request: key.clone(), definition: definition.clone() };
+        let (id, kind) = (described.snapshot.id, JobKind::CHANGE.exclusive(described.snapshot.id.as_u128()));
+        for repository in self.repositories_with(&described.snapshot.repositories())? {
+            let (of, exporter) = (described.clone(), self.exporter.clone());
+            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of, &exporter));
             sealed.map_err(manifest_error)?;
         }
-        Ok(snapshot)
+        Ok(described)
     }
 
     fn repositories_with(&self, ids: &[&RepositoryId]) -> Result<Vec<Repository>, Error> {

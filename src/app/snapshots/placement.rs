@@ -2,9 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::model::{DiskName, DiskSource, RepositoryId, Snapshot, SnapshotId, VmId};
+use crate::model::{Described, DiskName, DiskSource, RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::Repository;
-use crate::repository::manifest::Described;
 use crate::repository::scan::FoundFolder;
 use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
 

@@ -13,9 +13,8 @@ use crate::app::error::Refusal;
 use crate::app::inventory::{DiskDecision, choose, classify};
 use crate::hooks::{Event, Operation};
 use crate::inventory::Problem;
-use crate::model::{Definition, DiskName, PlannedDisk, SnapshotDraft, SnapshotId, VmId};
+use crate::model::{Definition, DiskName, PlannedDisk, RequestKey, SnapshotDraft, SnapshotId, VmId};
 use crate::repository::clone::Source;
-use crate::store::RequestKey;
 
 /// A planned snapshot: its disks are open and named, but not cloned.
 pub(super) struct Plan {

@@ -1,8 +1,9 @@
 use jiff::Timestamp;
 
 use super::*;
+use crate::model::Described;
+use crate::store::Store;
 use crate::store::tests::{begin, snapshot};
-use crate::store::{CommitOptions, Store};
 
 fn event(webhooks: &[&str], body: &str) -> NewEvent {
     let webhooks = webhooks.iter().copied().map(str::to_owned).collect();
@@ -119,8 +120,7 @@ fn events_with_an_outcome_are_not_next() {
 fn event_is_written_with_its_change_or_not_at_all() {
     let (_dir, store) = store();
     let made = begin(&store, snapshot(1), None);
-    let options = CommitOptions { event: Some(event(&["a"], "made")), ..CommitOptions::default() };
-    store.commit(&[(&made, &options)]).unwrap();
+    store.commit(&[(Described::alone(made.clone()), Some(event(&["a"], "made")))]).unwrap();
     let now = Timestamp::now();
     assert!(store.retentions().lease(made.id, "ann", now + std::time::Duration::from_secs(60)).unwrap());
     assert!(!store.retentions().begin_sweep(&made, now, Some(&event(&["a"], "swept"))).unwrap());

@@ -10,9 +10,10 @@ fn key(text: &str) -> RequestKey {
     RequestKey { user: "admin".to_owned(), key: text.to_owned(), digest: [7; 32] }
 }
 
-fn made(store: &Store, number: u128, options: &CommitOptions) -> Snapshot {
+fn made(store: &Store, number: u128, expires_at: Option<Timestamp>, request: Option<RequestKey>) -> Snapshot {
     let snapshot = begin(store, snapshot(number), None);
-    store.commit(&[(&snapshot, options)]).unwrap();
+    let described = Described { expires_at, request, ..Described::alone(snapshot.clone()) };
+    store.commit(&[(described, None)]).unwrap();
     snapshot
 }
 
@@ -21,17 +22,8 @@ fn retention_survives_a_restart_and_ends_with_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
-    let first = made(
-        &store,
-        1,
-        &CommitOptions {
-            expires_at: Some(ms(5000)),
-            key: Some(key("a")),
-            definition: None,
-            ..CommitOptions::default()
-        },
-    );
-    let other = made(&store, 2, &CommitOptions::default());
+    let first = made(&store, 1, Some(ms(5000)), Some(key("a")));
+    let other = made(&store, 2, None, None);
     assert!(store.retentions().lease(first.id, "admin", ms(7000)).unwrap());
     assert!(store.retentions().lease(first.id, "", ms(9000)).unwrap());
     assert!(store.retentions().lease(other.id, "admin", ms(8000)).unwrap());
@@ -67,8 +59,8 @@ fn retention_survives_a_restart_and_ends_with_the_snapshot() {
 fn a_leased_snapshot_is_not_swept() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
-    let snapshot = made(&store, 1, &CommitOptions::default());
-    let last = made(&store, u128::MAX, &CommitOptions::default());
+    let snapshot = made(&store, 1, None, None);
+    let last = made(&store, u128::MAX, None, None);
     assert!(store.retentions().lease(snapshot.id, "admin", ms(5000)).unwrap());
     assert!(!store.retentions().begin_sweep(&snapshot, ms(4999), None).unwrap());
     assert!(store.snapshot(snapshot.id).unwrap().is_some());
@@ -83,11 +75,7 @@ fn a_leased_snapshot_is_not_swept() {
 fn a_key_belongs_to_user_and_vm_and_expires() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
-    let made = made(
-        &store,
-        1,
-        &CommitOptions { expires_at: None, key: Some(key("a")), definition: None, ..CommitOptions::default() },
-    );
+    let made = made(&store, 1, None, Some(key("a")));
     let (vm, now) = (VM.parse().unwrap(), Timestamp::now());
     let use_of = |vm: &VmId, key: &RequestKey, now| store.key_use(vm, key, now).unwrap().map(|used| used.snapshot());
     assert_eq!(use_of(&vm, &key("a"), now), Some(made.id));
@@ -119,11 +107,7 @@ fn the_number_of_keys_is_bounded() {
             Ok(())
         })
         .unwrap();
-    made(
-        &store,
-        1,
-        &CommitOptions { expires_at: None, key: Some(key("new")), definition: None, ..CommitOptions::default() },
-    );
+    made(&store, 1, None, Some(key("new")));
     let known = |text: &str| store.key_use(&vm, &key(text), Timestamp::now()).unwrap().is_some();
     assert!(known("new") && known("0") && known(&format!("{}", MAX_KEYS - 2)));
     assert!(!known(&format!("{}", MAX_KEYS - 1)), "the oldest is dropped");

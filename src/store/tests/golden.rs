@@ -29,15 +29,16 @@ fn golden_definition() -> Definition {
     }
 }
 
-fn golden_options() -> CommitOptions {
+fn golden_described(snapshot: Snapshot) -> (Described, Option<NewEvent>) {
     let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
     let event = NewEvent { webhooks: vec!["a".to_owned()], body: b"{}".to_vec(), max_queued: 1 };
-    CommitOptions {
+    let described = Described {
+        snapshot,
         expires_at: golden_retention().expires_at,
-        key: Some(key),
+        request: Some(key),
         definition: Some(golden_definition()),
-        event: Some(event),
-    }
+    };
+    (described, Some(event))
 }
 
 fn golden_ticket() -> Ticket {
@@ -65,14 +66,15 @@ fn the_database_of_schema_1_is_opened() {
     // New sequences come after those of adopted snapshots.
     let next = begin(&store, snapshot(9), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE);
-    store.commit(&[(&next, &golden_options())]).unwrap();
+    store.commit(&[golden_described(next)]).unwrap();
 }
 
 /// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5, definitions with
-/// schema 6, tickets with schema 7, revocations with schema 8, events with schema 9.
+/// schema 6, tickets with schema 7, revocations with schema 8, events with schema 9;
+/// since schema 10, snapshots may have one sequence.
 #[test]
-fn the_databases_of_schema_2_to_9_are_opened() {
-    for schema in 2..=9 {
+fn the_databases_of_schema_2_to_10_are_opened() {
+    for schema in 2..=10 {
         let (_dir, store) = golden(schema);
         let second = match schema {
             2 | 3 => hooked(8),
@@ -118,7 +120,7 @@ fn write_the_golden_database() {
     assert!(!path.exists(), "a golden file is never overwritten");
     let store = Store::open(&path).unwrap();
     for snapshot in [snapshot(7), annotated(8)] {
-        store.commit(&[(&begin(&store, snapshot, None), &golden_options())]).unwrap();
+        store.commit(&[golden_described(begin(&store, snapshot, None))]).unwrap();
     }
     assert!(
         store.retentions().lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap()
