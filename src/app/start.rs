@@ -21,7 +21,7 @@ use crate::app::notifications::Notifications;
 use crate::app::ops::{Conditions, Observed, Ops, Warnings, log_audit_head, start_faults};
 use crate::app::retention::Retention;
 use crate::app::session::{ManagerAddress, Sessions};
-use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
+use crate::app::snapshots::{Adopter, Documents, Noticing, Reconciler, Recovery, Removals, Snapshots, Sweeper};
 use crate::app::tasks::Tasks;
 use crate::app::tickets::Tickets;
 use crate::app::{Error, Opened};
@@ -77,6 +77,7 @@ impl App {
         app.snapshots.hooks.pending.call_after_start().await?;
         app.operator.recovery.run_after_start().await;
         // Before requests are answered, if that is possible soon.
+        app.snapshots.noticing.look_at_start().await;
         app.operator.database.rebuild_after_start().await?;
         app.prove_manager().await?;
         Ok(app)
@@ -116,6 +117,8 @@ impl App {
         let recovery = Arc::new(Recovery::new(&common, Arc::clone(&removals)));
         let reconciler = Arc::new(Reconciler::new(&common, Arc::clone(&files), Arc::clone(&removals), gone));
         let adopter = Arc::new(Adopter::new(&common, Arc::clone(&files), Arc::clone(&reconciler)));
+        let noticing =
+            Arc::new(Noticing::new(&common, Arc::clone(&adopter), Arc::clone(&reconciler), config.repositories.shared));
         let database = Arc::new(Database::new(&common, Arc::clone(&adopter), config.db_rebuild));
         let warnings = Arc::new(Warnings::new(config, Arc::clone(&common.metrics)));
         let conditions = Conditions::new(&common, Arc::clone(&database), Arc::clone(&warnings));
@@ -140,7 +143,7 @@ impl App {
         Ok(Self {
             checksums: Arc::new(Checksums::new(&common, Arc::clone(&files))),
             documents: Arc::new(Documents::new(&common, Arc::clone(&comparisons))),
-            snapshots: Arc::new(Snapshots::new(&common, hooks, removals, reconciler)),
+            snapshots: Arc::new(Snapshots::new(&common, hooks, removals, reconciler, noticing)),
             exports: Arc::new(exports),
             sessions,
             files,
@@ -167,8 +170,8 @@ impl App {
         let (id, s, m, t) = (exporter.clone(), store.clone(), Arc::clone(&metrics), tasks.clone());
         let notifications = Notifications::new(&config.notifications, id, s, m, t);
         let notifications = notifications.map_err(|error| ConfigError::new(format!("notifications: {error}")))?;
-        let grace = config.policy.superseded_grace;
-        let retention = Retention::new(Arc::clone(&inventory), store.clone(), grace, Arc::clone(&trail), tasks.clone());
+        let kept = (config.policy.superseded_grace, config.repositories.shared);
+        let retention = Retention::new(Arc::clone(&inventory), store.clone(), kept, Arc::clone(&trail), tasks.clone());
         let admission = Admission::new(config, export, &inventory, store.clone(), tasks.clone());
         Ok(Common {
             exporter,
@@ -225,11 +228,12 @@ impl App {
 
     /// Starts the background tasks. They end after `stop`. The service must wait for the returned ones before it exits.
     pub fn run_in_background(&self, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
-        let Snapshots { admission, hooks, reconciler, tasks, .. } = &*self.snapshots;
+        let Snapshots { admission, hooks, reconciler, noticing, tasks, .. } = &*self.snapshots;
         tasks.spawn(Arc::clone(admission).release_hung_slots(stop.clone()));
         tasks.spawn(Arc::clone(admission).disconnect_slow_clients(stop.clone()));
         tasks.spawn(Arc::clone(&self.exports).write_audit(stop.clone()));
         tasks.spawn(Arc::clone(reconciler).run(stop.clone()));
+        tasks.spawn(Arc::clone(noticing).run(stop.clone()));
         tasks.spawn(log_audit_head(stop.clone()));
         tasks.spawn(Arc::clone(&self.operator.warnings).run(stop.clone()));
         self.operator.notifications.start(stop);

@@ -157,6 +157,7 @@ mod tests {
         [repositories]
         ovs_agent_db = "/x"
         paths = ["/x"]
+        shared = true
         [policy]
         snapshot_concurrency = 1
         export_concurrency = 1

@@ -12,6 +12,8 @@ pub struct Repositories {
     pub paths: Vec<(String, PathBuf)>,
     /// The folder of ovs-agent's databases.
     pub agent_db: Option<PathBuf>,
+    /// Whether other exporters use the repositories too.
+    pub shared: bool,
 }
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -19,11 +21,12 @@ pub struct Repositories {
 pub(super) struct Keys {
     pub(super) ovs_agent_db: String,
     paths: Vec<String>,
+    shared: bool,
 }
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { ovs_agent_db: "/etc/ovs-agent/db".to_owned(), paths: Vec::new() }
+        Self { ovs_agent_db: "/etc/ovs-agent/db".to_owned(), paths: Vec::new(), shared: false }
     }
 }
 
@@ -57,6 +60,6 @@ impl Validator {
                 self.problem(key, format_args!("{path:?} lies below {outer:?}; {remedy}"));
             }
         }
-        Repositories { paths: found, agent_db }
+        Repositories { paths: found, agent_db, shared: keys.shared }
     }
 }

@@ -102,6 +102,17 @@ fn table(metrics: MetricsRoute, has_docs: bool) -> Vec<(&'static str, Access, Me
     table
 }
 
+/// Whether a request finds snapshots that another exporter has just made. Downloads are too many for that: their clients
+/// have seen the snapshot here before.
+fn shows_snapshots(path: &str) -> bool {
+    path.starts_with("/api/v1/vms") && path != DISK
+}
+
+async fn look_first(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    app.snapshots.look_for_others().await;
+    next.run(request).await
+}
+
 /// The OpenAPI document of all routes, whatever the config.
 fn document() -> serde_json::Result<serde_json::Value> {
     let table = table(MetricsRoute::NeedsToken, true);
@@ -113,6 +124,11 @@ fn document() -> serde_json::Result<serde_json::Value> {
 pub fn router(app: Arc<App>, metrics: MetricsRoute, pages: Pages) -> Router {
     let mut routes: BTreeMap<_, Methods> = BTreeMap::new();
     for (path, access, (_, methods)) in table(metrics, pages.docs) {
+        let methods = if shows_snapshots(path) {
+            methods.route_layer(from_fn_with_state(Arc::clone(&app), look_first))
+        } else {
+            methods
+        };
         let guarded = access.guard(&app, methods);
         let others = routes.remove(path).unwrap_or_default();
         routes.insert(path, others.merge(guarded));

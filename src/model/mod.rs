@@ -36,6 +36,7 @@ pub use path_segment::path_segment;
 pub use pending_hooks_key::PendingHooksKey;
 pub use printable::{is_printable, printable};
 pub use range::{ByteRange, PhysAddr};
+pub use retention::Lease;
 pub use size::size;
 pub use snapshot::{
     DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, SnapshotPair, UnfitPair, VolumeId,

@@ -14,6 +14,14 @@ use super::id::SnapshotId;
 /// clock after a start.
 pub const STARTUP_GRACE: Duration = Duration::from_secs(10 * 60);
 
+/// A user needs a snapshot for some time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    pub snapshot: SnapshotId,
+    pub user: String,
+    pub until: Timestamp,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
     /// `None`: the snapshot does not expire.

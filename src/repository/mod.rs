@@ -11,10 +11,14 @@ mod digest;
 pub mod disk_file;
 pub mod executor;
 mod file_identity;
+pub mod hold;
+pub mod leases;
+pub mod listing;
 pub mod locate;
 pub mod manifest;
 pub mod map;
 pub mod page_cache_policy;
+mod pool;
 pub mod refine;
 pub mod scan;
 pub mod seal;
@@ -50,9 +54,6 @@ const SNAPSHOTS: &str = "CoriolisSnapshots";
 
 /// The file systems whose maps were tested on the real thing.
 const SUPPORTED_FILE_SYSTEMS: [&str; 2] = ["ocfs2", "xfs"];
-
-/// The folder in it for what the services of a pool share: their locks.
-const POOL: &str = ".pool";
 
 #[derive(Clone, Debug)]
 pub struct Repository {

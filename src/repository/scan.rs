@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use super::seal::{self, Sealed};
 use super::snapshot_dir::UNFINISHED_MARKER;
-use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
+use super::{SNAPSHOTS, SnapshotDir, manifest, pool};
 use crate::model::{Described, DiskName, SnapshotId};
 use crate::sys::folder::{self, Folder};
 
@@ -74,7 +74,7 @@ pub fn scan(root: &Folder, progress: &dyn Fn()) -> io::Result<(Vec<FoundFolder>,
         snapshots => snapshots?,
     };
     for name in snapshots.entries()? {
-        if name == POOL {
+        if name == pool::NAME {
             continue;
         }
         progress();
@@ -244,7 +244,7 @@ mod tests {
         symlink("a.img", folder(4).join("b.img")).unwrap();
         fs::hard_link(folder(5).join("a.img"), dir.path().join("live.img")).unwrap();
         fs::create_dir(snapshots.join("lost+found")).unwrap();
-        fs::create_dir(snapshots.join(POOL)).unwrap();
+        fs::create_dir(snapshots.join(pool::NAME)).unwrap();
         fs::write(folder(6), "a file").unwrap();
 
         let (folders, odd) = scan(&root, &|| ()).unwrap();

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::{SNAPSHOTS, SUPPORTED_FILE_SYSTEMS, manifest};
+use super::{SNAPSHOTS, SUPPORTED_FILE_SYSTEMS, leases, manifest};
 use crate::model::{Described, SnapshotDisk, SnapshotFile, SnapshotId, VolumeId};
 use crate::sys::folder::{EntryProblem, Folder, UnexpectedEntry};
 use crate::sys::{fsinfo, volume};
@@ -109,9 +109,13 @@ impl SnapshotDir {
 
     /// Removes the marker. Every repository of the snapshot has the manifest now.
     pub fn finish(&self) -> io::Result<()> {
-        let folder = self.open()?;
+        let snapshots = self.root.folder(SNAPSHOTS)?;
+        let folder = snapshots.folder(&self.name)?;
         ignore_missing(folder.unlink(UNFINISHED_MARKER))?;
-        folder.sync()
+        folder.sync()?;
+        // Other exporters then look at the folder again, see `listing`. Without this they do so later.
+        let _ = snapshots.touch();
+        Ok(())
     }
 
     /// Whether the snapshot is gone from the file system that its `disks` were made on. If that file system is not
@@ -187,6 +191,9 @@ impl SnapshotDir {
             outcome => {
                 outcome?;
                 snapshots.sync()?;
+                if let Ok(id) = self.name.parse() {
+                    leases::remove_all(&self.root, id)?;
+                }
             }
         }
         Ok(Removal::Done)

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use super::{POOL, SNAPSHOTS};
+use super::{SNAPSHOTS, pool};
 use crate::model::VmId;
 use crate::sys::file_lock::LockFile;
 use crate::sys::folder::{Folder, UnexpectedEntry};
@@ -35,7 +35,7 @@ pub enum Attempt {
 /// [`UnexpectedEntry`] if the snapshot folder is a link or not a folder: then there are no snapshots either; those of
 /// creating and opening the lock file, and of flock(2).
 pub fn try_lock(root: &Folder, vm: &VmId, holder: Option<&str>) -> io::Result<Attempt> {
-    let snapshots = make_folder(root, SNAPSHOTS)?;
+    let snapshots = pool::make_below(root, SNAPSHOTS)?;
     lock_in(&snapshots, vm.as_str(), holder).map_err(|error| match UnexpectedEntry::of(&error) {
         Some(_) => io::Error::other(error.to_string()),
         None => error,
@@ -43,7 +43,7 @@ pub fn try_lock(root: &Folder, vm: &VmId, holder: Option<&str>) -> io::Result<At
 }
 
 fn lock_in(snapshots: &Folder, name: &str, holder: Option<&str>) -> io::Result<Attempt> {
-    let locks = make_folder(&make_folder(snapshots, POOL)?, "locks")?;
+    let locks = pool::make_below(&pool::make_below(snapshots, pool::NAME)?, "locks")?;
     let file = LockFile::new(locks.open_or_create_file(name, 0o640)?);
     if !file.try_lock()? {
         return Ok(Attempt::Held(holder_of(&file)));
@@ -58,18 +58,6 @@ fn lock_in(snapshots: &Folder, name: &str, holder: Option<&str>) -> io::Result<A
         let _ = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
     }
     Ok(Attempt::Locked(VmLock { file }))
-}
-
-fn make_folder(parent: &Folder, name: &str) -> io::Result<Folder> {
-    match parent.folder(name) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        folder => return folder,
-    }
-    match parent.create_folder(name, 0o750) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    parent.folder(name)
 }
 
 /// The text of the file, without characters that do not belong into a line of text.

@@ -19,6 +19,7 @@ mod retention;
 mod revoked_log_ins;
 mod schema;
 mod sessions;
+mod shared_leases;
 mod tickets;
 
 use std::collections::{HashMap, HashSet};
@@ -169,19 +170,14 @@ impl Store {
     /// Records a complete snapshot with the sequence that it names. Returns false, and records nothing, if the snapshot
     /// is known.
     pub fn adopt(&self, described: &Described) -> Result<bool, StoreError> {
+        Ok(!self.adopt_all(std::slice::from_ref(described))?.is_empty())
+    }
+
+    /// As [`Store::adopt`], in one transaction. Returns the ids of those that were not known.
+    pub fn adopt_all(&self, all: &[Described]) -> Result<Vec<SnapshotId>, StoreError> {
         self.handle.write(|transaction| {
-            let Snapshot { id, ref vm, sequence, .. } = described.snapshot;
-            let is_known = transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some();
-            if is_known || sequence > LAST_SEQUENCE {
-                return Ok(false);
-            }
-            put_described(transaction, described, described.snapshot.created_at)?;
-            transaction.open_table(SNAPSHOTS_OF_VMS)?.insert((vm.as_str(), sequence, id.as_u128()), ())?;
-            // Sequences that are assigned from now on are higher.
-            let mut counters = transaction.open_table(schema::COUNTERS)?;
-            let last = counters.get("sequence")?.map_or(0, |value| value.value());
-            counters.insert("sequence", last.max(sequence))?;
-            Ok(true)
+            let adopt = |described| adopt_one(transaction, described);
+            all.iter().filter_map(|described| adopt(described).transpose()).collect()
         })
     }
 
@@ -329,6 +325,22 @@ fn begin_one(
         transaction.open_table(pending_hooks::TABLE)?.insert(key.as_u128(), pending_hooks.as_slice())?;
     }
     Ok(unfinished)
+}
+
+/// Returns the id, if the snapshot was not known.
+fn adopt_one(transaction: &WriteTransaction, described: &Described) -> Result<Option<SnapshotId>, StoreError> {
+    let Snapshot { id, ref vm, sequence, created_at, .. } = described.snapshot;
+    let is_known = transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some();
+    if is_known || sequence > LAST_SEQUENCE {
+        return Ok(None);
+    }
+    put_described(transaction, described, created_at)?;
+    transaction.open_table(SNAPSHOTS_OF_VMS)?.insert((vm.as_str(), sequence, id.as_u128()), ())?;
+    // Sequences that are assigned from now on are higher.
+    let mut counters = transaction.open_table(schema::COUNTERS)?;
+    let last = counters.get("sequence")?.map_or(0, |value| value.value());
+    counters.insert("sequence", last.max(sequence))?;
+    Ok(Some(id))
 }
 
 /// Removes the records of snapshots that are being made.

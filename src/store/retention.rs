@@ -258,7 +258,7 @@ fn decode(bytes: &[u8]) -> Option<KeyUse> {
         .ok()
 }
 
-fn timestamp(id: SnapshotId, ms: i64) -> Result<Timestamp, StoreError> {
+pub(super) fn timestamp(id: SnapshotId, ms: i64) -> Result<Timestamp, StoreError> {
     Timestamp::from_millisecond(ms).map_err(|error| StoreError::Record { id, cause: error.to_string() })
 }
 

@@ -52,6 +52,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
     libc::SYS_fchmod,
+    libc::SYS_utimensat,
     libc::SYS_flock,
     libc::SYS_dup,
     libc::SYS_dup3,

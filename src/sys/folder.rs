@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -217,6 +218,11 @@ impl Folder {
     pub fn outer_device(&self) -> io::Result<u64> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(File::from(openat(self, "..", flags, Mode::empty())?).metadata()?.dev())
+    }
+
+    /// Sets the time of its last change to now, for those who watch it.
+    pub fn touch(&self) -> io::Result<()> {
+        self.file.set_modified(SystemTime::now())
     }
 
     /// As [`sync::directory`].

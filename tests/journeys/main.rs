@@ -95,6 +95,7 @@ mod service;
 mod service_units;
 mod sessions;
 mod several_vms;
+mod shared_repository;
 mod slow_manager;
 mod snapshots;
 mod soak;

@@ -1,4 +1,4 @@
-//! Whether the database knows all snapshots, while it is rebuilt.
+//! Whether the database knows all snapshots: after the start, and while it is rebuilt.
 //!
 //! "I do not know" must not look like "there is none": a client would make a full backup, or take a snapshot for
 //! deleted.
@@ -17,6 +17,11 @@ impl Inventory {
 
     pub(crate) fn set_unsearched(&self, unsearched: Unsearched) {
         self.search.set(unsearched);
+    }
+
+    /// The repositories were listed once, as far as they respond.
+    pub(crate) fn end_first_look(&self) {
+        self.search.end_first_look();
     }
 
     /// The error for the snapshot `id`, which the database did not have. It may have been adopted just then.

@@ -318,7 +318,7 @@ mod tests {
         std::os::unix::fs::symlink(at("a"), at("other-a")).unwrap();
         let refused = |paths: &[&str]| {
             let paths = paths.iter().map(|path| (path.replace('/', "-"), at(path))).collect();
-            let config = config::Repositories { paths, agent_db: None };
+            let config = config::Repositories { paths, agent_db: None, shared: false };
             let found = Repositories::new(&config).and_then(Repositories::without_folders);
             found.err().map(|error| error.to_string())
         };

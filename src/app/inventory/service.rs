@@ -72,6 +72,16 @@ impl Inventory {
         self.repository(&disk.source.repository).ok_or_else(unlisted)
     }
 
+    /// The first repository of a snapshot, by id. What exporters share about a snapshot is there.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if it is not listed.
+    pub(crate) fn first_repository(&self, snapshot: &Snapshot) -> Result<Repository, Error> {
+        let first = snapshot.repositories().into_iter().next();
+        let found = first.and_then(|id| self.repository(id));
+        found.ok_or_else(|| Error::Unavailable("a repository of the snapshot is not listed".to_owned()))
+    }
+
     /// The repositories of the disks at `paths`. This only uses the paths, no files.
     pub(crate) fn repositories_at(&self, paths: &[PathBuf]) -> Vec<RepositoryId> {
         let found = self.repositories.found();

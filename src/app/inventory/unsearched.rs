@@ -1,5 +1,6 @@
-//! What may have snapshots that the database does not know, while it is rebuilt from the manifests.
+//! What may have snapshots that the database does not know.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::api;
@@ -29,7 +30,11 @@ pub(crate) struct UnsearchedPart {
 
 /// The current state.
 #[derive(Default)]
-pub(super) struct Search(Mutex<Arc<Unsearched>>);
+pub(super) struct Search {
+    unsearched: Mutex<Arc<Unsearched>>,
+    /// Whether the repositories were listed since the start.
+    is_looked_at: AtomicBool,
+}
 
 impl Unsearched {
     /// For `GET /status`.
@@ -45,10 +50,17 @@ impl Unsearched {
 
 impl Search {
     pub(super) fn get(&self) -> Arc<Unsearched> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        if !self.is_looked_at.load(Ordering::Acquire) {
+            return Arc::new(Unsearched::Everything);
+        }
+        Arc::clone(&self.unsearched.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn end_first_look(&self) {
+        self.is_looked_at.store(true, Ordering::Release);
     }
 
     pub(super) fn set(&self, unsearched: Unsearched) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(unsearched);
+        *self.unsearched.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(unsearched);
     }
 }

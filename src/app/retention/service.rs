@@ -1,5 +1,6 @@
 //! Decides how long each snapshot is kept.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,10 @@ use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::model::retention::{Candidate, Moment, Watch};
-use crate::model::{Snapshot, SnapshotId, VmId};
+use crate::model::{Lease, Snapshot, SnapshotId, VmId};
+use crate::repository::executor::JobKind;
+use crate::repository::hold::{self, Sharing};
+use crate::repository::leases;
 use crate::store::Store;
 
 /// The longest lease. A client that needs the snapshot for longer renews it.
@@ -26,6 +30,8 @@ pub struct Retention {
     watch: Mutex<Watch>,
     /// Start of the monotonic clock.
     started: Instant,
+    /// Whether other exporters have to know the leases.
+    is_shared: bool,
     trail: Arc<AuditTrail>,
     tasks: Tasks,
 }
@@ -41,12 +47,21 @@ impl Retention {
     pub(crate) fn new(
         inventory: Arc<Inventory>,
         store: Store,
-        grace: Duration,
+        (grace, is_shared): (Duration, bool),
         trail: Arc<AuditTrail>,
         tasks: Tasks,
     ) -> Self {
         let watch = Mutex::new(Watch::new(grace));
-        Self { inventory, store, uses: SnapshotUses::default(), watch, started: Instant::now(), trail, tasks }
+        Self {
+            inventory,
+            store,
+            uses: SnapshotUses::default(),
+            watch,
+            started: Instant::now(),
+            is_shared,
+            trail,
+            tasks,
+        }
     }
 
     /// Replaces the grace period of snapshots that are superseded from now on.
@@ -83,6 +98,11 @@ impl Retention {
     /// Keeps clients from starting to use the snapshot. Returns nothing if a client uses it.
     pub(crate) fn begin_sweep(&self, id: SnapshotId) -> Option<SweepGuard> {
         self.uses.sweep(id)
+    }
+
+    /// The snapshots that clients use here.
+    pub(crate) fn used(&self) -> HashSet<SnapshotId> {
+        self.uses.all()
     }
 
     fn moment(&self) -> Moment {
@@ -180,11 +200,35 @@ impl Retention {
         let duration = parse_duration("ttl", &request.ttl, LONGEST_LEASE)?;
         // The creating host's clock may be ahead of ours; even then, the lease must not be shorter than requested.
         let until = jiff::Timestamp::now().max(snapshot.created_at) + duration;
+        if self.is_shared && !self.put_lease(&snapshot, session.subject(), until)? {
+            return Err(Error::NotFound("the snapshot has expired and is being deleted"));
+        }
         if !self.store.retentions().lease(id, session.subject(), until)? {
             return Err(Error::NotFound("the VM has no such snapshot"));
         }
         self.observe(&snapshot)?;
         Ok(api::Lease { expires_at: api::time(until) })
+    }
+
+    /// Writes a lease for all exporters. Returns false if one of them is deleting the snapshot.
+    fn put_lease(&self, snapshot: &Snapshot, user: &str, until: jiff::Timestamp) -> Result<bool, Error> {
+        let lease = Lease { snapshot: snapshot.id, user: user.to_owned(), until };
+        let repository = self.inventory.first_repository(snapshot)?;
+        let checked = repository.clone();
+        let written = repository.run(JobKind::CHANGE, move |access, root| {
+            checked.mounted_now(access)?;
+            // A sweeper that holds the snapshot alone has read the leases, or will read this one.
+            let Some(_held) = hold::try_hold(root, lease.snapshot, Sharing::Shared)? else { return Ok(false) };
+            leases::put(root, &lease).map(|()| true)
+        });
+        written.map_err(|error| Error::of_step("writing the lease", error))
+    }
+
+    fn remove_lease(&self, snapshot: &Snapshot, user: &str) -> Result<(), Error> {
+        let (id, user) = (snapshot.id, user.to_owned());
+        let repository = self.inventory.first_repository(snapshot)?;
+        let removed = repository.run(JobKind::CHANGE, move |_, root| leases::remove(root, id, &user));
+        removed.map_err(|error| Error::of_step("removing the lease", error))
     }
 
     /// Ends the user's lease of the snapshot. Succeeds if there is none.
@@ -195,7 +239,12 @@ impl Retention {
         let session = session.clone();
         self.blocking(move |retention| {
             let snapshot = retention.inventory.snapshot_of(&session, &vm_ref, id);
-            let outcome = snapshot.and_then(|_| Ok(retention.store.retentions().release(id, session.subject())?));
+            let outcome = snapshot.and_then(|snapshot| {
+                if retention.is_shared {
+                    retention.remove_lease(&snapshot, session.subject())?;
+                }
+                Ok(retention.store.retentions().release(id, session.subject())?)
+            });
             retention.trail.read(&session, "lease-end", format_args!("{vm_ref}/{id}"), &outcome);
             outcome
         })

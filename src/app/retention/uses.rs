@@ -1,6 +1,6 @@
 //! Tracks snapshots that are in use, or were recently. They are not swept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,11 @@ impl SnapshotUses {
     /// Whether the snapshot is in use, or was recently.
     pub(crate) fn counts(&self, id: SnapshotId) -> bool {
         self.lock().get(&id).is_some_and(Use::counts)
+    }
+
+    /// The snapshots that are in use, or were recently.
+    pub(crate) fn all(&self) -> HashSet<SnapshotId> {
+        self.lock().iter().filter(|(_, entry)| entry.counts()).map(|(id, _)| *id).collect()
     }
 
     /// Removes entries that are no longer in use.

@@ -294,8 +294,18 @@ impl Adopter {
         })
     }
 
+    /// Records the snapshots that the database does not know, in one transaction. Returns the ids of all.
+    pub(super) fn record_all(&self, all: Vec<Described>) -> Result<Vec<SnapshotId>, Error> {
+        let added = if all.is_empty() { Vec::new() } else { self.store.adopt_all(&all)? };
+        for described in all.iter().filter(|described| added.contains(&described.snapshot.id)) {
+            let Snapshot { id, ref vm, created_at, .. } = described.snapshot;
+            tracing::info!(snapshot = %id, %vm, %created_at, "another exporter has made this snapshot");
+        }
+        Ok(all.iter().map(|described| described.snapshot.id).collect())
+    }
+
     /// Records the snapshot. Returns false if the database knows it already.
-    pub(super) fn record(&self, described: &Described) -> Result<bool, NotAdopted> {
+    fn record(&self, described: &Described) -> Result<bool, NotAdopted> {
         let failed = |error: StoreError| NotAdopted { reason: error.to_string(), is_temporary: true };
         let is_new = self.store.adopt(described).map_err(failed)?;
         if is_new {

@@ -5,6 +5,7 @@
 //! the recovery undoes it; a failure is undone at once. `pre` and `post` hooks enclose only the clones, so that the
 //! guests are frozen for as short as possible.
 
+use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,19 +113,11 @@ impl Snapshots {
         }
         let mut freezes = vec![None; vms.len()];
         let created = self.create_locked(vms.to_vec(), actor.clone(), request.clone(), own, &mut freezes).await;
-        match &created {
-            Ok(snapshots) => {
-                for snapshot in snapshots {
-                    let freeze = Duration::from_millis(snapshot.provenance.freeze_ms.unwrap_or_default());
-                    self.metrics.snapshot_made(freeze);
-                }
-            }
-            Err(_) => {
-                for (vm, freeze) in vms.iter().zip(freezes) {
-                    self.metrics.snapshot_failed(freeze);
-                    if let Some(freeze) = freeze {
-                        tracing::warn!(%vm, freeze_ms = %ms(freeze), "snapshot creation failed after the guest was frozen");
-                    }
+        if created.is_err() {
+            for (vm, freeze) in vms.iter().zip(freezes) {
+                self.metrics.snapshot_failed(freeze);
+                if let Some(freeze) = freeze {
+                    tracing::warn!(%vm, freeze_ms = %ms(freeze), "snapshot creation failed after the guest was frozen");
                 }
             }
         }
@@ -142,9 +135,10 @@ impl Snapshots {
         freezes: &mut Vec<Option<Duration>>,
     ) -> Result<Vec<Snapshot>, Error> {
         let (of, is_group, user) = (vms.clone(), vms.len() > 1, actor.user().to_owned());
+        let (by, wanted) = (actor.clone(), request.clone());
         let plan = move |snapshots: &Self| {
             let plan_one = |vm: &VmId| {
-                let plan = snapshots.plan(vm, &actor, &request)?;
+                let plan = snapshots.plan(vm, &by, &wanted)?;
                 let extents = snapshots.admission.policy.check(&plan.draft, &plan.sources)?;
                 extents.into_iter().for_each(|extents| snapshots.metrics.disk_extents(extents));
                 Ok(plan)
@@ -160,6 +154,15 @@ impl Snapshots {
         let plans = if was_waited_for { self.blocking(plan).await? } else { first };
         for (guard, plan) in guards.iter().zip(&plans) {
             guard.covers(&plan.draft).map_err(|error| error.of_vm(&plan.draft.vm, is_group))?;
+        }
+        // Whatever the other exporters have made of these VMs, they have finished it.
+        let repositories: BTreeSet<_> = plans.iter().flat_map(|plan| plan.draft.repositories()).cloned().collect();
+        for repository in repositories.iter().filter_map(|id| self.inventory.repository(id)) {
+            self.noticing.look_closely(repository).await?;
+        }
+        let (again, wanted, names) = (actor.clone(), request.clone(), vms.clone());
+        if let Some(existing) = self.blocking(move |snapshots| snapshots.existing(&again, &names, &wanted)).await? {
+            return Ok(existing);
         }
         let by = user.clone();
         let prepared = self.blocking(move |snapshots| snapshots.prepare_all(plans, &by)).await?;
@@ -182,6 +185,9 @@ impl Snapshots {
         self.blocking(move |snapshots| {
             let created = snapshots.complete(made, cloned, &user)?;
             for snapshot in &created {
+                let freeze = Duration::from_millis(snapshot.provenance.freeze_ms.unwrap_or_default());
+                snapshots.metrics.snapshot_made(freeze);
+                snapshots.noticing.made(snapshot);
                 if let Err(error) = snapshots.retention.observe_new(snapshot) {
                     // The snapshot exists; the sweeper observes it in its next round.
                     tracing::warn!(snapshot = %snapshot.id, %error, "cannot observe the snapshot's expiry yet");

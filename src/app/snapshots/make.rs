@@ -163,7 +163,8 @@ impl Snapshots {
         // Finish only after all repositories have all manifests: a part must not look like a finished snapshot.
         for (Described { snapshot, .. }, clone_time) in snapshots.iter().zip(clone_times) {
             let (id, kind) = (snapshot.id, JobKind::CHANGE.exclusive(snapshot.id.as_u128()));
-            for repository in self.repositories_with(&snapshot.repositories())? {
+            // The first repository last: a snapshot is complete when it is complete there.
+            for repository in self.repositories_with(&snapshot.repositories())?.into_iter().rev() {
                 let finished = repository.run(kind, move |_, root| SnapshotDir::new(root, id).finish());
                 finished.map_err(manifest_error)?;
             }

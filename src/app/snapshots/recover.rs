@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::removal::Removals;
+use super::removal::{Completion, Removals};
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::VmLocks;
@@ -57,13 +57,14 @@ impl Recovery {
         }
     }
 
-    /// Records that creations failed because the service ended, and tells webhooks. Their files are removed later, when
-    /// their repositories are available.
+    /// Commits the creations whose files are complete. Records that others failed because the service ended, and tells
+    /// webhooks; their files are removed later. Those in a repository that is not available are left for later.
     fn begin_undo_of_interrupted(&self) -> Result<(), Error> {
         let notifications = &self.removals.notifications;
         let mut interrupted = Vec::new();
         for SnapshotFiles { id, vm, .. } in self.store.unfinished()? {
-            if let Some(Record::Creating(_)) = self.store.record(id)? {
+            let Some(Record::Creating(files)) = self.store.record(id)? else { continue };
+            if let Completion::Unfinished = self.removals.complete(&files)? {
                 tracing::warn!(snapshot = %id, %vm, "the service ended while it created this snapshot");
                 interrupted.push((id, notifications.prepare(&Event::snapshot_interrupted(id, &vm))));
             }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::shared_snapshot::{self, Part};
 use crate::api::DeletionCause;
 use crate::app::Error;
 use crate::app::common::Common;
@@ -54,6 +55,14 @@ impl Deleted {
     pub(super) fn contains(&self, vm: &VmId, id: SnapshotId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(of, one)| (of, *one) == (vm, id))
     }
+}
+
+/// Whether an interrupted creation could be completed.
+pub(super) enum Completion {
+    Done,
+    Unfinished,
+    /// Its repository cannot be read now.
+    Unknown(String),
 }
 
 /// Removes snapshots.
@@ -133,6 +142,13 @@ impl Removals {
             Record::Ready(_) => Ok(()),
             Record::Deleting(files) => self.remove(files),
             Record::Creating(files) => {
+                if !self.unmarked().contains(&files.id) {
+                    match self.complete(files)? {
+                        Completion::Done => return Ok(()),
+                        Completion::Unfinished => {}
+                        Completion::Unknown(reason) => return Err(Error::Unavailable(reason)),
+                    }
+                }
                 // For example, the thread of the creation panicked. If the database refused the true cause before,
                 // that waits in memory.
                 let event = Event::snapshot_unfinished(files.id, &files.vm);
@@ -143,6 +159,24 @@ impl Removals {
                 self.remove(files)
             }
         }
+    }
+
+    /// Commits an interrupted creation whose files are complete, because other exporters show such a snapshot.
+    pub(super) fn complete(&self, files: &SnapshotFiles) -> Result<Completion, Error> {
+        let Some(first) = files.repositories().into_iter().next() else { return Ok(Completion::Unfinished) };
+        let Some(first) = self.inventory.repository(first) else {
+            return Ok(Completion::Unknown(format!("the repository {first} is not listed")));
+        };
+        let described = match shared_snapshot::find(&self.inventory, &first, files.id) {
+            Part::Complete(described) => *described,
+            Part::Unknown(reason) => return Ok(Completion::Unknown(reason)),
+            Part::Gone | Part::Unfinished | Part::OfOther | Part::Unfit(_) => return Ok(Completion::Unfinished),
+        };
+        tracing::warn!(snapshot = %files.id, vm = %files.vm, "the creation of this snapshot was interrupted after its last file");
+        let event = self.notifications.prepare(&Event::snapshot_created(&described.snapshot, described.expires_at));
+        self.store.commit(&[(described, event)])?;
+        self.notifications.wake();
+        Ok(Completion::Done)
     }
 
     fn unmarked(&self) -> MutexGuard<'_, HashSet<SnapshotId>> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::notice::Noticing;
 use super::reconcile::Reconciler;
 use super::removal::Removals;
 use crate::app::admission::Admission;
@@ -27,6 +28,7 @@ pub struct Snapshots {
     pub(crate) hooks: Arc<HookRunner>,
     pub(crate) removals: Arc<Removals>,
     pub(crate) reconciler: Arc<Reconciler>,
+    pub(crate) noticing: Arc<Noticing>,
     /// The id of this service in manifests.
     pub(crate) exporter: String,
     pub(crate) tasks: Tasks,
@@ -39,11 +41,17 @@ impl Service for Snapshots {
 }
 
 impl Snapshots {
+    /// Takes what other exporters have done in the repositories into the database, within a bounded time.
+    pub async fn look_for_others(&self) {
+        self.noticing.look_soon().await;
+    }
+
     pub(crate) fn new(
         common: &Common,
         hooks: Arc<HookRunner>,
         removals: Arc<Removals>,
         reconciler: Arc<Reconciler>,
+        noticing: Arc<Noticing>,
     ) -> Self {
         let Common { exporter, inventory, retention, admission, notifications, trail, metrics, store, tasks } =
             common.clone();
@@ -58,6 +66,7 @@ impl Snapshots {
             hooks,
             removals,
             reconciler,
+            noticing,
             exporter,
             tasks,
         }

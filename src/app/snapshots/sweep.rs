@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::notice::HeldAlone;
 use super::service::Snapshots;
 use crate::api::DeletionCause;
 use crate::app::Error;
@@ -59,6 +60,10 @@ impl Sweeper {
             let repositories = snapshot.repositories();
             let locked = snapshots.admission.vm_locks.try_lock_for_removal(own, &of, &repositories);
             let Ok(_guard) = locked.await else { return Err(NOT_NOW) };
+            let held = snapshots.noticing.hold_alone(&snapshot).await;
+            if !matches!(held, Ok(HeldAlone::Unshared | HeldAlone::Held { .. })) {
+                return Err(NOT_NOW);
+            }
             let vm = of.clone();
             if !snapshots.blocking(move |snapshots| Ok(snapshots.retention.due_of(&vm)?.contains(&id))).await? {
                 return Err(NOT_NOW);

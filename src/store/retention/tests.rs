@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::SnapshotFiles;
+use crate::model::{Lease, SnapshotFiles};
 use crate::store::tests::{VM, begin, snapshot};
 
 fn ms(number: i64) -> Timestamp {
@@ -111,4 +111,40 @@ fn the_number_of_keys_is_bounded() {
     let known = |text: &str| store.key_use(&vm, &key(text), Timestamp::now()).unwrap().is_some();
     assert!(known("new") && known("0") && known(&format!("{}", MAX_KEYS - 2)));
     assert!(!known(&format!("{}", MAX_KEYS - 1)), "the oldest is dropped");
+}
+
+#[test]
+fn leases_of_a_repository_are_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let [first, second] = [1, 2].map(|number| made(&store, number, None, None));
+    let elsewhere = Snapshot {
+        disks: first
+            .disks
+            .iter()
+            .cloned()
+            .map(|mut disk| {
+                disk.source.repository = "other".parse().unwrap();
+                disk
+            })
+            .collect(),
+        ..begin(&store, snapshot(3), None)
+    };
+    store.commit(&[(Described::alone(elsewhere.clone()), None)]).unwrap();
+    let retentions = store.retentions();
+    for (id, user) in [(first.id, "ann"), (first.id, "bob"), (elsewhere.id, "ann")] {
+        assert!(retentions.lease(id, user, ms(7000)).unwrap());
+    }
+    let lease = |snapshot: &Snapshot, user: &str, until| Lease { snapshot: snapshot.id, user: user.to_owned(), until };
+    let unknown = Lease { snapshot: SnapshotId::from_u128(9), user: "ann".to_owned(), until: ms(1) };
+    let found = [lease(&first, "ann", ms(8000)), lease(&second, "eve", ms(9000)), unknown];
+    let repository = &first.disks[0].source.repository;
+    retentions.replace_leases(repository, &found).unwrap();
+    let expected = [found[0].clone(), found[1].clone(), lease(&elsewhere, "ann", ms(7000))];
+    assert_eq!(retentions.all_leases().unwrap(), expected);
+    assert!(!retentions.are_shared().unwrap());
+    retentions.set_shared(true).unwrap();
+    assert!(retentions.are_shared().unwrap());
+    retentions.set_shared(false).unwrap();
+    assert!(!retentions.are_shared().unwrap());
 }

@@ -35,6 +35,8 @@ pub struct Settings {
     pub paths: Vec<PathBuf>,
     /// The folder with ovs-agent's databases.
     pub agent_db: Option<PathBuf>,
+    /// Whether other exporters use the repositories too.
+    pub shared: bool,
     /// Lines before the first section.
     pub top: String,
     /// Lines of `[manager]`.
@@ -70,6 +72,7 @@ impl Settings {
             key: certificates.path("server.key"),
             paths: repositories.iter().map(|path| path.to_path_buf()).collect(),
             agent_db: None,
+            shared: false,
             manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
             jwt: String::new(),
             api: String::new(),
@@ -94,6 +97,7 @@ impl Settings {
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
+        writeln!(text, "shared = {}", self.shared).unwrap();
         writeln!(text, "[policy]\n{}", self.policy).unwrap();
         if !self.confined {
             text += "[confinement]\nmode = \"off\"\n";

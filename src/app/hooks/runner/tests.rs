@@ -55,7 +55,7 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
     let admission = Admission::new(&config, Changeable::new(config.export), &inventory, store.clone(), tasks.clone());
     let (metrics, trail) = (Arc::new(Metrics::default()), Arc::new(AuditTrail::default()));
     let (s, t, grace) = (store.clone(), tasks.clone(), config.policy.superseded_grace);
-    let retention = Arc::new(Retention::new(Arc::clone(&inventory), s, grace, Arc::clone(&trail), t));
+    let retention = Arc::new(Retention::new(Arc::clone(&inventory), s, (grace, false), Arc::clone(&trail), t));
     let (exporter, s, m, t) = ("one".to_owned(), store.clone(), Arc::clone(&metrics), tasks.clone());
     let notifications = Notifications::new(&config.notifications, exporter.clone(), s, m, t).unwrap();
     let (admission, notifications) = (Arc::new(admission), Arc::new(notifications));
