@@ -158,6 +158,10 @@ impl SnapshotDir {
         let Some(folder) = self.open_own_folder(&snapshots, OsStr::new(&self.name))? else {
             return Ok(Removal::Done);
         };
+        // First: later, nothing would lead to them.
+        if let Ok(id) = self.name.parse() {
+            leases::remove_all(&self.root, id)?;
+        }
         let mut foreign = Vec::new();
         let mut first_error = None;
         for file in files {
@@ -191,9 +195,6 @@ impl SnapshotDir {
             outcome => {
                 outcome?;
                 snapshots.sync()?;
-                if let Ok(id) = self.name.parse() {
-                    leases::remove_all(&self.root, id)?;
-                }
             }
         }
         Ok(Removal::Done)
