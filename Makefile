@@ -5,6 +5,7 @@
 # make fuzz    fuzz what reads foreign input, FUZZ_SECONDS each; make fuzz-keep keeps the smallest inputs that reach as much
 # make soak    clients and faults of all kinds at once for MINUTES, and 500 random kills; prints figures
 # make bench   measure comparisons and downloads against cmp, filefrag, qemu and nginx; QUICK=1 takes less time
+# make scale   simulate the nights of 10, 100 and 1,000 hosts, and print the tables of docs/scale.md
 # make build   the static release binary: target/release/coriolis-ovm-exporter (make release is the same)
 # make packages  a .deb, an .rpm and an archive for EL6: target/packages
 # make dist    the files of a release, with packages, SBOM and checksums: target/dist
@@ -15,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release packages dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cargo-deb cyclonedx hadolint mypy prometheus schemathesis sslyze browser openapi openapi-client swagger-ui rust
+.PHONY: build release packages dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench scale clean deps deps-build deps-test deps-check auditable cargo-deb cyclonedx hadolint mypy prometheus schemathesis sslyze browser openapi openapi-client swagger-ui rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -270,7 +271,9 @@ check: rust deps-check hadolint mypy
 		examples/webhooks/receiver.py tests/journeys/webhook_receiver.py tests/journeys/webhook_example.py \
 		tests/journeys/ui/browser.py tests/journeys/ui/page.py packaging/licences
 	$(MYPY) --config-file examples/python/pyproject.toml examples/python/src
-	target/mypy/bin/ruff check --quiet examples/python
+	$(MYPY) --config-file examples/python/pyproject.toml benches/fleet
+	target/mypy/bin/ruff check --quiet examples/python benches/fleet
+	python3 -m unittest discover -q -s benches/fleet
 
 # Downloads the advisory database.
 audit: rust deps-check
@@ -312,6 +315,11 @@ soak: rust deps
 	SOAK_SECONDS=$$(($(MINUTES) * 60)) SOAK_KILLS=500 cargo test --locked \
 		$(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]") --test journeys -- --nocapture --test-threads 1 soak
 
+# Python's standard library is enough.
+scale:
+	@$(call install,python3:python3)
+	@python3 benches/fleet/simulate.py
+
 # The download benchmark runs the release binary and writes its table into docs/benchmarks.md, unless QUICK is set.
 PROGRAMS_BENCH := nginx:nginx-light qemu-nbd:qemu-utils nbdcopy:libnbd-bin
 BENCH_RUNNER = $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
@@ -321,6 +329,8 @@ bench: build deps
 	cargo bench --locked --bench compare --bench refine --bench scale --bench backup $(BENCH_RUNNER)
 	EXPORTERS="target/$$(rustc -vV | sed -n 's/^host: //p')/release/coriolis-ovm-exporter" \
 	$(if $(QUICK),BENCH_GIB=1 BENCH_ROUNDS=3,BENCH_WRITE=1) cargo bench --locked --bench bytes_out $(BENCH_RUNNER)
+	$(SUDO) unshare --mount --propagation private python3 benches/fleet/measure.py $(RELEASE)
+	$(SUDO) unshare --mount --propagation private python3 benches/fleet/validate.py $(RELEASE)
 
 clean:
 	$(SUDO) rm -rf target/debian
