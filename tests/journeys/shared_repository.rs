@@ -7,7 +7,10 @@ use std::os::unix::fs::MetadataExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Clock, Exporter, MB, Random, SNAPSHOTS, Settings, World, eventually, text, write_at};
+use crate::harness::{
+    Bytes, Client, Clock, Exporter, Fault, FaultTest, MB, Random, SNAPSHOTS, Settings, World, eventually, text,
+    write_at,
+};
 use crate::needs_root;
 
 fn two_exporters() -> (World, Exporter) {
@@ -189,4 +192,93 @@ fn leases_from_before_the_sharing_are_shared() {
     assert_eq!(other.delete(&lease).status, 200);
     world.exporter.restart();
     assert_eq!(world.client().get(&format!("{SNAPSHOTS}/{id}")).ok()["leased_until"], Value::Null);
+}
+
+/// One of two exporters, with a record of what it must preserve, and the other.
+fn with_faults() -> (FaultTest, Exporter) {
+    let test = FaultTest::new(|settings| settings.shared = true);
+    let second = test.world.second_service(|settings| settings.shared = true);
+    (test, second)
+}
+
+/// Checks that the snapshots that the other exporter lists are those of the record, with their bytes, and perhaps one with
+/// the `optional` bytes. Returns the id of that one.
+fn check_other(test: &FaultTest, other: &Client, what: &str, optional: &Bytes) -> Option<String> {
+    let listed = other.snapshot_ids();
+    let mut extra = None;
+    for id in &listed {
+        let expected = test.confirmed.get(id).unwrap_or_else(|| {
+            assert!(extra.replace(id.clone()).is_none(), "{what}: {listed:?}");
+            optional
+        });
+        for (name, bytes) in ["a.img", "b.img"].iter().zip(expected) {
+            assert!(other.disk(id, name) == *bytes, "{what}: {name} of {id} has the wrong content");
+        }
+    }
+    for id in test.confirmed.keys() {
+        assert!(listed.contains(id), "{what}: {id} is gone");
+    }
+    extra
+}
+
+#[test]
+fn an_exporter_is_killed_at_every_step_of_a_creation_while_another_serves() {
+    needs_root!();
+    let (mut test, second) = with_faults();
+    let other = Client::logged_in(&second, &test.world.certificates);
+    let mut completed = 0;
+    for n in 1.. {
+        let what = format!("creation, step {n}");
+        test.write(n as u8);
+        let contents = test.disk_contents();
+        let answer = test.request_with_fault(n, Fault::KillBefore, Method::POST, SNAPSHOTS);
+        if let Some(answer) = answer {
+            test.confirmed.insert(text(&answer.ok()["id"]), contents.clone());
+            assert_eq!(check_other(&test, &other, &what, &contents), None);
+            assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
+            break;
+        }
+        // The other exporter shows a complete snapshot, or none, and goes on.
+        let seen = check_other(&test, &other, &what, &contents);
+        let next = other.take_snapshot_id();
+        test.confirmed.insert(next.clone(), contents.clone());
+        test.restart(Fault::KillBefore);
+        // What was shown stays, and nothing else is left.
+        assert_eq!(test.check(&what, Some(&contents)), seen, "{what}");
+        completed += usize::from(seen.is_some());
+        for id in seen.into_iter().chain([next]) {
+            assert_eq!(other.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
+            test.confirmed.remove(&id);
+        }
+        assert_eq!(test.check(&format!("after {what}"), None), None);
+    }
+    assert!(completed > 0, "no kill happened between the last file and the answer");
+}
+
+#[test]
+fn an_exporter_is_killed_at_every_step_of_a_deletion_while_another_serves() {
+    needs_root!();
+    let (mut test, second) = with_faults();
+    let other = Client::logged_in(&second, &test.world.certificates);
+    for n in 1.. {
+        let what = format!("deletion, step {n}");
+        let id = test.take_snapshot();
+        let path = format!("{SNAPSHOTS}/{id}");
+        assert!(other.snapshot_ids().contains(&id));
+        let answer = test.request_with_fault(n, Fault::KillBefore, Method::DELETE, &path);
+        test.confirmed.remove(&id);
+        if let Some(answer) = answer {
+            assert_eq!(answer.status, 200);
+            assert!(!other.snapshot_ids().contains(&id));
+            assert!(n > 5, "only {n} steps: the shim does not see the calls of the service");
+            break;
+        }
+        // The other exporter can end what has begun, and goes on in any case.
+        assert_eq!(other.delete(&path).status, 200, "{what}");
+        assert!(!other.snapshot_ids().contains(&id), "{what}");
+        let contents = test.disk_contents();
+        test.confirmed.insert(other.take_snapshot_id(), contents);
+        test.restart(Fault::KillBefore);
+        assert_eq!(test.check(&what, None), None, "{what}");
+    }
 }
