@@ -113,7 +113,8 @@ impl App {
         let pending = Arc::new(PendingHooks::new(&common, hooks));
         let hooks = Arc::new(HookRunner::new(&common, Arc::clone(&pending)));
         let comparisons = Arc::new(Comparisons::new(&common, Arc::clone(&files), config.compare));
-        let removals = Arc::new(Removals::new(&common, Arc::clone(&comparisons)));
+        let removals =
+            Arc::new(Removals::new(&common, Arc::clone(&comparisons), Arc::clone(&files), config.repositories.shared));
         let recovery = Arc::new(Recovery::new(&common, Arc::clone(&removals)));
         let reconciler = Arc::new(Reconciler::new(&common, Arc::clone(&files), Arc::clone(&removals), gone));
         let adopter = Arc::new(Adopter::new(&common, Arc::clone(&files), Arc::clone(&reconciler)));

@@ -21,6 +21,8 @@ pub struct Described {
     pub expires_at: Option<jiff::Timestamp>,
     /// The key of the request that made it, if the request had one.
     pub request: Option<RequestKey>,
+    /// Whether it was made together with snapshots of other VMs: all of them exist, or none.
+    pub is_of_group: bool,
     /// The VM's definition, if it is known.
     pub definition: Option<Definition>,
 }
@@ -28,6 +30,6 @@ pub struct Described {
 impl Described {
     /// A snapshot of which nothing else is known.
     pub fn alone(snapshot: Snapshot) -> Self {
-        Self { snapshot, expires_at: None, request: None, definition: None }
+        Self { snapshot, expires_at: None, request: None, is_of_group: false, definition: None }
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::listing::Version;
 use super::pool;
 use crate::model::{Lease, SnapshotId, hex};
-use crate::sys::folder::Folder;
+use crate::sys::folder::{Folder, UnexpectedEntry};
 
 const FOLDER: &str = "leases";
 
@@ -46,6 +46,9 @@ fn file_name(snapshot: SnapshotId, user: &str) -> String {
 pub fn put(root: &Folder, lease: &Lease) -> io::Result<()> {
     let Lease { snapshot, user, until } = lease;
     let text = serde_json::to_vec(&Document { user: user.clone(), until: *until })?;
+    if text.len() > MAX_BYTES {
+        return Err(io::Error::other("the user's name is too long for a lease"));
+    }
     pool::write(&pool::make_folder(root, FOLDER)?, &file_name(*snapshot, user), &text)
 }
 
@@ -65,12 +68,13 @@ pub fn remove_all(root: &Folder, snapshot: SnapshotId) -> io::Result<()> {
     folder.entries()?.iter().filter(of_snapshot).try_for_each(|name| pool::remove(&folder, name))
 }
 
-/// Reads all leases of a repository. Returns nothing if `known` is the current version; see [`listing::read`](super::listing::read).
+/// Reads all leases of a repository, and calls `progress` for each. Returns nothing if `known` is the current version; see
+/// [`listing::read`](super::listing::read). A file that cannot be understood counts as a lease without an end: it may have
+/// been one, and a snapshot that a client needs must not be deleted.
 ///
 /// # Errors
-/// Those of reading the folder and its files. A file that is no lease is an error too: it may have been one, and a snapshot
-/// that a client needs must not be deleted.
-pub fn read(root: &Folder, known: Option<Option<Version>>) -> io::Result<Option<Leases>> {
+/// Those of reading the folder and its files; more than 10,000 leases.
+pub fn read(root: &Folder, known: Option<Option<Version>>, progress: &dyn Fn()) -> io::Result<Option<Leases>> {
     let folder = pool::folder(root, FOLDER)?;
     let version = folder.as_ref().map(Version::of).transpose()?;
     if known == Some(version) {
@@ -85,17 +89,20 @@ pub fn read(root: &Folder, known: Option<Option<Version>>) -> io::Result<Option<
         if all.len() == MAX_LEASES {
             return Err(io::Error::other(format!("more than {MAX_LEASES} leases")));
         }
-        match folder.read_small(&name, MAX_BYTES) {
+        progress();
+        let text = match folder.read_small(&name, MAX_BYTES) {
             // It has ended just now.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            text => {
-                let Document { user, until } = serde_json::from_slice(&text?)?;
-                if file_name(snapshot, &user) != format!("{snapshot}.{hash}") {
-                    return Err(io::Error::other(format!("{name:?} has the lease of another user")));
-                }
-                all.push(Lease { snapshot, user, until });
-            }
-        }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) if UnexpectedEntry::of(&error).is_some() => Vec::new(),
+            text => text?,
+        };
+        let own = |document: &Document| file_name(snapshot, &document.user).ends_with(hash);
+        let document = serde_json::from_slice(&text).ok().filter(own);
+        let Document { user, until } = document.unwrap_or_else(|| {
+            tracing::warn!(folder = ?folder.path(), file = ?name, "not a lease; until it is removed, the snapshot does not expire");
+            Document { user: format!("unreadable lease {hash}"), until: jiff::Timestamp::MAX }
+        });
+        all.push(Lease { snapshot, user, until });
     }
     Ok(Some(Leases { version, all }))
 }
@@ -115,9 +122,9 @@ mod tests {
     fn lease_is_written_replaced_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let root = Folder::open(dir.path()).unwrap();
-        let none = read(&root, None).unwrap().unwrap();
+        let none = read(&root, None, &|| ()).unwrap().unwrap();
         assert_eq!(none, Leases::default());
-        assert_eq!(read(&root, Some(none.version)).unwrap(), None);
+        assert_eq!(read(&root, Some(none.version), &|| ()).unwrap(), None);
 
         let other = ID.replace('6', "7");
         let users = ["admin", "../../etc/passwd", "admin@example.com \u{1f512}"];
@@ -132,19 +139,19 @@ mod tests {
             all.sort();
             all
         };
-        let found = read(&root, Some(none.version)).unwrap().unwrap();
+        let found = read(&root, Some(none.version), &|| ()).unwrap().unwrap();
         assert_eq!(sorted(&found.all), sorted(&written));
-        assert_eq!(read(&root, Some(found.version)).unwrap(), None);
+        assert_eq!(read(&root, Some(found.version), &|| ()).unwrap(), None);
 
         remove(&root, ID.parse().unwrap(), "admin").unwrap();
         remove(&root, ID.parse().unwrap(), "admin").unwrap();
-        assert_eq!(read(&root, None).unwrap().unwrap().all.len(), 3);
+        assert_eq!(read(&root, None, &|| ()).unwrap().unwrap().all.len(), 3);
         remove_all(&root, ID.parse().unwrap()).unwrap();
-        assert_eq!(read(&root, None).unwrap().unwrap().all, written[3..]);
+        assert_eq!(read(&root, None, &|| ()).unwrap().unwrap().all, written[3..]);
     }
 
     #[test]
-    fn damaged_lease_is_an_error_and_an_unfinished_one_is_not_read() {
+    fn damaged_lease_has_no_end_and_an_unfinished_one_is_not_read() {
         let dir = tempfile::tempdir().unwrap();
         let root = Folder::open(dir.path()).unwrap();
         put(&root, &lease(ID, "admin", "2030-01-01T00:00:00Z")).unwrap();
@@ -152,11 +159,16 @@ mod tests {
         let name = file_name(ID.parse().unwrap(), "admin");
         fs::write(folder.join(format!("{name}.{ID}.new")), "{").unwrap();
         fs::write(folder.join("README"), "").unwrap();
-        assert_eq!(read(&root, None).unwrap().unwrap().all.len(), 1);
+        assert_eq!(read(&root, None, &|| ()).unwrap().unwrap().all.len(), 1);
         fs::rename(folder.join(&name), folder.join(file_name(ID.parse().unwrap(), "eve"))).unwrap();
-        assert!(read(&root, None).is_err());
+        let found = read(&root, None, &|| ()).unwrap().unwrap().all;
+        assert_eq!((found.len(), found[0].until), (1, jiff::Timestamp::MAX), "it has the lease of another user");
         fs::remove_file(folder.join(file_name(ID.parse().unwrap(), "eve"))).unwrap();
-        fs::write(folder.join(&name), "").unwrap();
-        assert!(read(&root, None).is_err());
+        for bytes in [&b""[..], b"{}", &[b'x'; MAX_BYTES + 1]] {
+            fs::write(folder.join(&name), bytes).unwrap();
+            let found = read(&root, None, &|| ()).unwrap().unwrap().all;
+            assert_eq!((found.len(), found[0].until), (1, jiff::Timestamp::MAX));
+        }
+        assert!(put(&root, &lease(ID, &"x".repeat(MAX_BYTES), "2030-01-01T00:00:00Z")).is_err());
     }
 }

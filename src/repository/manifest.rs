@@ -79,6 +79,8 @@ struct Manifest {
     expires_at: Option<jiff::Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     request: Option<ManifestRequest>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    of_group: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     definition: Option<Definition>,
 }
@@ -137,7 +139,7 @@ fn volume(text: &str) -> Result<VolumeId, ManifestError> {
 /// # Errors
 /// None: all map keys are texts.
 pub fn encode(described: &Described, exporter: &str) -> io::Result<Vec<u8>> {
-    let Described { snapshot, expires_at, request, definition } = described;
+    let Described { snapshot, expires_at, request, is_of_group, definition } = described;
     let manifest = Manifest {
         version: VERSION,
         snapshot_id: snapshot.id.to_string(),
@@ -184,6 +186,7 @@ pub fn encode(described: &Described, exporter: &str) -> io::Result<Vec<u8>> {
             key: key.clone(),
             digest: Digest(*digest).to_string(),
         }),
+        of_group: *is_of_group,
         definition: definition.clone(),
     };
     let mut text = serde_json::to_vec_pretty(&manifest)?;
@@ -264,7 +267,8 @@ pub fn decode(text: &[u8]) -> Result<Described, ManifestError> {
         annotations: Annotations::new(manifest.labels, manifest.description)
             .map_err(|_| ManifestError::Field("labels or description"))?,
     };
-    Ok(Described { snapshot, expires_at: manifest.expires_at, request, definition })
+    let Manifest { expires_at, of_group: is_of_group, .. } = manifest;
+    Ok(Described { snapshot, expires_at, request, is_of_group, definition })
 }
 
 #[cfg(test)]
@@ -314,6 +318,7 @@ mod tests {
             snapshot,
             expires_at: Some("2024-05-02T10:20:30.123456789Z".parse().unwrap()),
             request: Some(request),
+            is_of_group: true,
             definition: Some(definition),
         };
         let text = encode(&described, "this one").unwrap();
@@ -350,8 +355,8 @@ mod tests {
         let text = br#"{"version": 1, "snapshot_id": "00000000-0000-0000-0000-000000001234",
             "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
             "created_at": "2024-05-01T10:20:30.123456789Z"}"#;
-        let Described { snapshot, expires_at, request, definition } = decode(text).unwrap();
-        assert_eq!((expires_at, request, definition), (None, None, None));
+        let Described { snapshot, expires_at, request, is_of_group, definition } = decode(text).unwrap();
+        assert_eq!((expires_at, request, is_of_group, definition), (None, None, false, None));
         assert_eq!(snapshot.provenance, Provenance::crash_consistent());
         assert_eq!(snapshot.annotations, Annotations::default());
         assert_eq!(maker(text).unwrap(), None);

@@ -158,9 +158,9 @@ impl SnapshotDir {
         let Some(folder) = self.open_own_folder(&snapshots, OsStr::new(&self.name))? else {
             return Ok(Removal::Done);
         };
-        // First: later, nothing would lead to them.
-        if let Ok(id) = self.name.parse() {
-            leases::remove_all(&self.root, id)?;
+        // First: later, nothing would lead to them. A lease that stays harms nothing.
+        if let Some(Err(error)) = self.name.parse().ok().map(|id| leases::remove_all(&self.root, id)) {
+            tracing::warn!(snapshot = self.name, %error, "cannot remove the leases on the snapshot");
         }
         let mut foreign = Vec::new();
         let mut first_error = None;

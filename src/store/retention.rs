@@ -83,7 +83,7 @@ pub(super) fn put_described(
     described: &Described,
     used_at: Timestamp,
 ) -> Result<(), StoreError> {
-    let Described { snapshot, expires_at, request, definition } = described;
+    let Described { snapshot, expires_at, request, definition, is_of_group: _ } = described;
     put(transaction, State::Ready, snapshot)?;
     definition::put(transaction, snapshot.id, definition.as_ref())?;
     if let Some(expiry) = expires_at {

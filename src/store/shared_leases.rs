@@ -6,30 +6,43 @@ use super::retention::{LEASES, timestamp};
 use super::{Retentions, SNAPSHOTS, StoreError, record, schema};
 use crate::model::{Lease, RepositoryId, SnapshotId};
 
-/// Counter: 1 if all leases were written into the repositories.
-const SHARED: &str = "leases_shared";
+/// Counter `leases_shared/<repository>`: 1 if the leases of its snapshots were written into it.
+const SHARED: &str = "leases_shared/";
 
 impl Retentions<'_> {
-    /// Whether the repositories have all leases.
-    pub fn are_shared(&self) -> Result<bool, StoreError> {
+    /// Whether the repository has all leases of its snapshots.
+    pub fn are_shared(&self, repository: &RepositoryId) -> Result<bool, StoreError> {
         self.0.read(|transaction| {
             let counters = transaction.open_table(schema::COUNTERS)?;
-            Ok(counters.get(SHARED)?.is_some())
+            Ok(counters.get(format!("{SHARED}{repository}").as_str())?.is_some())
         })
     }
 
-    /// Records whether the repositories have all leases from now on.
-    pub fn set_shared(&self, are_shared: bool) -> Result<(), StoreError> {
-        if self.are_shared()? == are_shared {
+    /// Records that the repository has all leases of its snapshots.
+    pub fn set_shared(&self, repository: &RepositoryId) -> Result<(), StoreError> {
+        self.0.write(|transaction| {
+            transaction.open_table(schema::COUNTERS)?.insert(format!("{SHARED}{repository}").as_str(), 1)?;
+            Ok(())
+        })
+    }
+
+    /// Records that leases are only in the database from now on.
+    pub fn end_sharing(&self) -> Result<(), StoreError> {
+        let shared: Vec<String> = self.0.read(|transaction| {
+            let counters = transaction.open_table(schema::COUNTERS)?;
+            let mut shared = Vec::new();
+            for counter in counters.iter()? {
+                let name = counter?.0.value().to_owned();
+                shared.extend(Some(name).filter(|name| name.starts_with(SHARED)));
+            }
+            Ok(shared)
+        })?;
+        if shared.is_empty() {
             return Ok(());
         }
         self.0.write(|transaction| {
             let mut counters = transaction.open_table(schema::COUNTERS)?;
-            if are_shared {
-                counters.insert(SHARED, 1)?;
-            } else {
-                counters.remove(SHARED)?;
-            }
+            shared.iter().try_for_each(|name| counters.remove(name.as_str()).map(drop))?;
             Ok(())
         })
     }
@@ -55,7 +68,8 @@ impl Retentions<'_> {
             let is_there = |id: u128| -> Result<bool, StoreError> {
                 let records = transaction.open_table(SNAPSHOTS)?;
                 let Some(bytes) = records.get(id)? else { return Ok(false) };
-                let record = record::decode(id, bytes.value())?;
+                // One that cannot be read is not swept either.
+                let Ok(record) = record::decode(id, bytes.value()) else { return Ok(false) };
                 Ok(record.is_ready() && record.repositories().first() == Some(&repository))
             };
             let mut table = transaction.open_table(LEASES)?;

@@ -322,11 +322,10 @@ fn damaged_base_is_rejected() {
         assert_eq!(chunks(&disk(&client, &target, &id)), [data(4096, 4096)]);
         damage(Path::new(&text(&base["disks"][0]["path"])));
         let answer = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={id}"));
+        assert_eq!(answer.error(409), "base_lost", "{what}");
+        assert!(text(&answer.json()["details"]).contains("full"), "{what}: no remedy");
         // A missing folder means that another service has deleted the snapshot.
         let is_gone = what == "its folder removed";
-        let (status, code) = if is_gone { (404, "not_found") } else { (409, "base_lost") };
-        assert_eq!(answer.error(status), code, "{what}");
-        assert!(is_gone || text(&answer.json()["details"]).contains("full"), "{what}: no remedy");
         let (status, code) = if is_gone { (404, "not_found") } else { (409, "snapshot_lost") };
         assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).error(status), code, "{what}");
         // The target itself is still good.

@@ -199,9 +199,10 @@ impl Retention {
         let snapshot = self.inventory.snapshot_of(session, vm_ref, id)?;
         let duration = parse_duration("ttl", &request.ttl, LONGEST_LEASE)?;
         // The creating host's clock may be ahead of ours; even then, the lease must not be shorter than requested.
-        let until = jiff::Timestamp::now().max(snapshot.created_at) + duration;
+        let until =
+            jiff::Timestamp::now().max(snapshot.created_at).checked_add(duration).unwrap_or(jiff::Timestamp::MAX);
         if self.is_shared && !self.put_lease(&snapshot, session.subject(), until)? {
-            return Err(Error::NotFound("the snapshot has expired and is being deleted"));
+            return Err(Error::Unavailable("another exporter is about to delete the snapshot".to_owned()));
         }
         if !self.store.retentions().lease(id, session.subject(), until)? {
             return Err(Error::NotFound("the VM has no such snapshot"));

@@ -241,10 +241,11 @@ impl Adopter {
         let Candidate { placed, parts } = candidate;
         let (id, kind) = (placed.id, JobKind::CHANGE.exclusive(placed.id.as_u128()));
         let described = match &placed.origin {
-            // Its leases may be lost, so it does not expire.
+            // Its leases may be lost, so it does not expire. Its request may have been repeated since.
             Origin::Manifest(described) => Described {
                 snapshot: Snapshot { sequence, ..described.snapshot.clone() },
                 expires_at: None,
+                request: None,
                 ..(**described).clone()
             },
             Origin::Files { created_by, disks } => Described::alone(Snapshot {

@@ -11,7 +11,7 @@ use crate::app::common::Common;
 use crate::app::inventory::Inventory;
 use crate::app::retention::Retention;
 use crate::app::tasks::{Service, Tasks, rounds};
-use crate::model::{RepositoryId, Snapshot, SnapshotId};
+use crate::model::{Snapshot, SnapshotId};
 use crate::repository::executor::JobKind;
 use crate::repository::hold::{self, Hold, Sharing};
 use crate::store::Store;
@@ -25,7 +25,7 @@ pub(crate) struct Holds {
     inventory: Arc<Inventory>,
     retention: Arc<Retention>,
     store: Store,
-    held: Mutex<HashMap<SnapshotId, (RepositoryId, Hold)>>,
+    held: Mutex<HashMap<SnapshotId, Hold>>,
     tasks: Tasks,
 }
 
@@ -59,9 +59,7 @@ impl Holds {
             let ended: Vec<_> = held.extract_if(|id, _| !used.contains(id)).map(|(_, held)| held).collect();
             (ended, held.keys().copied().collect::<Vec<_>>())
         };
-        for (repository, hold) in ended {
-            self.release(&repository, hold);
-        }
+        ended.into_iter().for_each(Self::release);
         for id in used.into_iter().filter(|id| !known.contains(id)) {
             let Some(snapshot) = self.store.snapshot(id)? else { continue };
             match self.try_hold(&snapshot, Sharing::Shared) {
@@ -79,28 +77,20 @@ impl Holds {
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Io`].
-    pub(super) fn try_hold(
-        &self,
-        snapshot: &Snapshot,
-        sharing: Sharing,
-    ) -> Result<Option<(RepositoryId, Hold)>, Error> {
+    pub(super) fn try_hold(&self, snapshot: &Snapshot, sharing: Sharing) -> Result<Option<Hold>, Error> {
         let repository = self.inventory.first_repository(snapshot)?;
         let (of, checked) = (snapshot.id, repository.clone());
         let held = repository.run(JobKind::SHORT, move |access, root| {
             checked.mounted_now(access)?;
             hold::try_hold(root, of, sharing)
         });
-        let held = held.map_err(|error| Error::of_step("holding the snapshot", error))?;
-        Ok(held.map(|hold| (repository.id().clone(), hold)))
+        held.map_err(|error| Error::of_step("holding the snapshot", error))
     }
 
-    /// Closing a file may hang with its file system, so a thread of the repository does it.
-    pub(super) fn release(&self, repository: &RepositoryId, hold: Hold) {
-        if let Some(repository) = self.inventory.repository(repository) {
-            drop(repository.submit(JobKind::SHORT, move |_, _| {
-                drop(hold);
-                Ok(())
-            }));
+    /// Closing a file may hang with its file system, so another thread does it.
+    pub(super) fn release(hold: Hold) {
+        if let Err(error) = std::thread::Builder::new().name("release".to_owned()).spawn(move || drop(hold)) {
+            tracing::warn!(%error, "no thread releases a snapshot");
         }
     }
 }

@@ -157,7 +157,7 @@ impl Snapshots {
         let mut clone_times = Vec::with_capacity(made.len());
         for (made, cloned) in made.iter_mut().zip(cloned) {
             clone_times.push(cloned.duration);
-            let sealed = self.seal(made, created_at, cloned);
+            let sealed = self.seal(made, created_at, is_group, cloned);
             snapshots.push(sealed.map_err(|error| error.of_vm(&made.unfinished.draft.vm, is_group))?);
         }
         // Finish only after all repositories have all manifests: a part must not look like a finished snapshot.
@@ -179,7 +179,13 @@ impl Snapshots {
     }
 
     /// Writes the clones of one snapshot, and its manifests, to stable storage.
-    fn seal(&self, made: &mut Made, created_at: jiff::Timestamp, cloned: Cloned) -> Result<Described, Error> {
+    fn seal(
+        &self,
+        made: &mut Made,
+        created_at: jiff::Timestamp,
+        is_of_group: bool,
+        cloned: Cloned,
+    ) -> Result<Described, Error> {
         let Made { unfinished, commit, report } = made;
         let freeze = report.frozen_for.unwrap_or(cloned.duration);
         let consistency = if report.quiesced { Consistency::Quiesced } else { Consistency::Crash };
@@ -191,7 +197,8 @@ impl Snapshots {
         let snapshot = unfinished.clone().finish(created_at, provenance, files);
         let CommitDetails { ttl, key, definition } = commit;
         let expires_at = ttl.map(|ttl| snapshot.created_at + ttl);
-        let described = Described { snapshot, expires_at, request: key.clone(), definition: definition.clone() };
+        let (request, definition) = (key.clone(), definition.clone());
+        let described = Described { snapshot, expires_at, request, is_of_group, definition };
         let (id, kind) = (described.snapshot.id, JobKind::CHANGE.exclusive(described.snapshot.id.as_u128()));
         for repository in self.repositories_with(&described.snapshot.repositories())? {
             let (of, exporter) = (described.clone(), self.exporter.clone());

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::adopt::Adopter;
 use super::holds::Holds;
 use super::reconcile::Reconciler;
-use super::seen::{Differences, Seen, Waiting};
+use super::seen::{Differences, Folder, Seen, Waiting};
 use super::shared_leases::{SeenLeases, SharedLeases};
 use super::shared_snapshot::{self, Part};
 use crate::app::Error;
@@ -24,7 +24,7 @@ use crate::repository::Repository;
 use crate::repository::executor::JobKind;
 use crate::repository::hold::{Hold, Sharing};
 use crate::repository::listing::{self, Listing, Version};
-use crate::store::Store;
+use crate::store::{LAST_SEQUENCE, Store};
 
 /// The time between two looks without a request.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -55,24 +55,27 @@ pub(crate) struct Noticing {
     tasks: Tasks,
 }
 
+/// How to look at a repository.
+struct Look {
+    /// The version that need not be listed again.
+    known: Option<Option<Version>>,
+    /// Whether nothing may be missed.
+    is_close: bool,
+}
+
 /// A sweeper's hold of a snapshot.
 pub(super) enum HeldAlone {
     /// No other exporter uses the repositories.
     Unshared,
     /// Another exporter holds it, or has deleted it.
     InUse,
-    Held {
-        holds: Arc<Holds>,
-        held: Option<(RepositoryId, Hold)>,
-    },
+    Held(Option<Hold>),
 }
 
 impl Drop for HeldAlone {
     fn drop(&mut self) {
-        if let Self::Held { holds, held } = self
-            && let Some((repository, hold)) = held.take()
-        {
-            holds.release(&repository, hold);
+        if let Self::Held(hold) = self {
+            hold.take().into_iter().for_each(Holds::release);
         }
     }
 }
@@ -102,12 +105,11 @@ impl Noticing {
 
     /// The first look, within a bounded time. Until it has ended, no snapshot is said not to exist.
     pub(crate) async fn look_at_start(self: &Arc<Self>) {
-        let is_shared = self.is_shared;
-        let prepared = self.blocking(move |noticing| noticing.leases.set_shared(is_shared)).await;
-        if let Err(error) = prepared {
-            tracing::error!(%error, "other exporters do not know all leases yet");
-        }
-        if !is_shared {
+        if !self.is_shared {
+            let ended = self.blocking(|noticing| Ok(noticing.store.retentions().end_sharing()?)).await;
+            if let Err(error) = ended {
+                tracing::error!(%error, "cannot record that leases are not shared any more");
+            }
             return self.inventory.end_first_look();
         }
         let noticing = Arc::clone(self);
@@ -165,7 +167,8 @@ impl Noticing {
             return;
         }
         let known = seen.folder.settled();
-        let looked = self.blocking(move |noticing| noticing.look_into(&repository, seen, known, |_| false));
+        let looked =
+            self.blocking(move |noticing| noticing.look_into(&repository, seen, Look { known, is_close: false }));
         match looked.await {
             // The lock is held meanwhile, because others count on this look.
             Ok((gone, _seen)) => {
@@ -177,17 +180,18 @@ impl Noticing {
         }
     }
 
-    /// Makes certain that the database has all snapshots in the repository that were complete before this call.
+    /// Makes certain that the database has all snapshots in the repository that were complete before this call, and their
+    /// leases. Returns snapshots of the database whose folders are gone.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Io`], [`Error::Store`].
-    pub(super) async fn look_closely(self: &Arc<Self>, repository: Repository) -> Result<(), Error> {
+    pub(super) async fn look_closely(self: &Arc<Self>, repository: Repository) -> Result<Vec<Snapshot>, Error> {
         if !self.is_shared {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let seen = self.seen(repository.id()).lock_owned().await;
-        let look = move |noticing: &Self| noticing.look_into(&repository, seen, None, |waiting| waiting.is_unfinished);
-        self.blocking(look).await.map(drop)
+        let look = move |noticing: &Self| noticing.look_into(&repository, seen, Look { known: None, is_close: true });
+        self.blocking(look).await.map(|(gone, _)| gone)
     }
 
     fn seen(&self, repository: &RepositoryId) -> Arc<AsyncMutex<Seen>> {
@@ -200,8 +204,7 @@ impl Noticing {
         &self,
         repository: &Repository,
         mut seen: OwnedMutexGuard<Seen>,
-        known: Option<Option<Version>>,
-        is_due: impl Fn(&Waiting) -> bool,
+        Look { known, is_close }: Look,
     ) -> Result<(Vec<Snapshot>, OwnedMutexGuard<Seen>), Error> {
         let now = Instant::now();
         seen.looked = Some(now);
@@ -224,14 +227,22 @@ impl Noticing {
             Some(listing) => seen.update(listing, now),
             None => {}
         }
-        self.take_complete(repository, &mut seen, now, is_due)?;
-        self.leases.take(repository, &mut seen.leases, now)?;
+        self.take_complete(repository, &mut seen, now, is_close)?;
+        // Creations need no leases, and the sweeper asks whether they were read.
+        let leases = self.leases.take(repository, &mut seen.leases, (now, is_close));
+        seen.has_leases = leases.is_ok();
+        if let Err(error) = leases {
+            tracing::warn!(repository = %repository.id(), %error, "cannot read the leases, so nothing is swept there");
+        }
         let mut gone = Vec::new();
-        for id in std::mem::take(&mut seen.gone) {
+        for (id, mut waiting) in std::mem::take(&mut seen.gone) {
             if let Some(snapshot) = self.store.snapshot(id)? {
-                gone.push(snapshot);
+                if is_close || waiting.next <= now {
+                    gone.push(snapshot);
+                    waiting.postpone(now);
+                }
                 // Until its record is removed.
-                seen.gone.insert(id);
+                seen.gone.insert(id, waiting);
             }
         }
         Ok((gone, seen))
@@ -245,10 +256,14 @@ impl Noticing {
         }
         let of = snapshot.clone();
         let held = self.blocking(move |noticing| noticing.holds.try_hold(&of, Sharing::Alone)).await?;
-        let Some((repository, hold)) = held else { return Ok(HeldAlone::InUse) };
-        let held = HeldAlone::Held { holds: Arc::clone(&self.holds), held: Some((repository, hold)) };
-        self.look_closely(self.inventory.first_repository(snapshot)?).await?;
-        Ok(held)
+        let Some(hold) = held else { return Ok(HeldAlone::InUse) };
+        let held = HeldAlone::Held(Some(hold));
+        let repository = self.inventory.first_repository(snapshot)?;
+        let seen = self.seen(repository.id());
+        let gone = self.look_closely(repository).await?;
+        // A newer snapshot that is gone must not make this one look like an old one.
+        let is_certain = seen.lock().await.has_leases && gone.iter().all(|gone| gone.vm != snapshot.vm);
+        Ok(if is_certain { held } else { HeldAlone::InUse })
     }
 
     /// How the first listing of a repository differs from the database.
@@ -267,9 +282,9 @@ impl Noticing {
         repository: &Repository,
         seen: &mut Seen,
         now: Instant,
-        is_due: impl Fn(&Waiting) -> bool,
+        is_close: bool,
     ) -> Result<(), Error> {
-        let due = |waiting: &Waiting| waiting.next <= now || is_due(waiting);
+        let due = |waiting: &Waiting| waiting.next <= now || (is_close && waiting.may_be_complete(now));
         let due: Vec<_> = seen.waiting.iter().filter(|(_, waiting)| due(waiting)).map(|(id, _)| *id).collect();
         for ids in due.chunks(BATCH) {
             let mut complete = Vec::new();
@@ -287,11 +302,14 @@ impl Noticing {
                         seen.waiting.remove(id);
                         continue;
                     }
-                    Part::Unfinished => (true, "another exporter is making it, or has died while it did".to_owned()),
-                    Part::Unfit(reason) | Part::Unknown(reason) => (false, reason),
+                    Part::Unfinished => {
+                        (Folder::Unfinished, "another exporter is making it, or has died while it did".to_owned())
+                    }
+                    Part::Unfit(reason) => (Folder::Unfit, reason),
+                    Part::Unknown(reason) => (Folder::Unknown, reason),
                 };
                 if let Some(waiting) = seen.waiting.get_mut(id) {
-                    waiting.is_unfinished = part;
+                    waiting.folder = part;
                     waiting.postpone(now);
                     if waiting.reason != reason {
                         tracing::debug!(snapshot = %id, repository = %repository.id(), reason, "not a snapshot of this pool");
@@ -314,6 +332,9 @@ impl Noticing {
     fn examine(&self, repository: &Repository, id: SnapshotId) -> Part {
         let part = shared_snapshot::find(&self.inventory, repository, id);
         let Part::Complete(described) = part else { return part };
+        if described.snapshot.sequence > LAST_SEQUENCE {
+            return Part::Unfit("the sequence in its manifest is too high".to_owned());
+        }
         match self.adopter.check_files(&described.snapshot) {
             Ok(()) => Part::Complete(described),
             Err(error) => Part::Unfit(error.reason),

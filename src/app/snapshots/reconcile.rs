@@ -245,9 +245,9 @@ impl Reconciler {
             let is_ready = reconciler.store.record(snapshot.id)?.is_some_and(|record| record.is_ready());
             if is_ready && reconciler.files.is_gone(&snapshot) {
                 reconciler.removals.forget(&snapshot)?;
-                tracing::info!(
+                tracing::warn!(
                     snapshot = %snapshot.id, vm = %snapshot.vm,
-                    "another exporter or an administrator has removed the snapshot"
+                    "another exporter or an administrator removed the snapshot's files; removing its record"
                 );
                 let what = format_args!("{}/{}", snapshot.vm, snapshot.id);
                 Actor::service("cleanup").did("forget", what, &Ok::<(), Error>(()));

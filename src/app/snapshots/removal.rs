@@ -8,9 +8,10 @@ use crate::api::DeletionCause;
 use crate::app::Error;
 use crate::app::common::Common;
 use crate::app::compare::Comparisons;
+use crate::app::files::FileOpener;
 use crate::app::inventory::Inventory;
 use crate::app::notifications::{Event, Notifications};
-use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
+use crate::model::{Described, RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
 use crate::store::{Record, Store};
@@ -69,6 +70,9 @@ pub(super) enum Completion {
 pub(crate) struct Removals {
     inventory: Arc<Inventory>,
     comparisons: Arc<Comparisons>,
+    files: Arc<FileOpener>,
+    /// Whether other exporters show the snapshots too.
+    is_shared: bool,
     pub(super) notifications: Arc<Notifications>,
     store: Store,
     pub(super) leftovers: Leftovers,
@@ -77,11 +81,21 @@ pub(crate) struct Removals {
     unmarked: Mutex<HashSet<SnapshotId>>,
 }
 
+/// Whether the manifest is that of the recorded creation, alone.
+fn is_the_recorded(described: &Described, files: &SnapshotFiles) -> bool {
+    let Described { snapshot, is_of_group, .. } = described;
+    let disks = |snapshot: &SnapshotFiles| {
+        snapshot.files.iter().map(|file| (file.repository.clone(), file.name.clone())).collect::<Vec<_>>()
+    };
+    let found = SnapshotFiles::from(snapshot);
+    !is_of_group && (&found.vm, found.sequence) == (&files.vm, files.sequence) && disks(&found) == disks(files)
+}
+
 impl Removals {
-    pub(crate) fn new(common: &Common, comparisons: Arc<Comparisons>) -> Self {
+    pub(crate) fn new(common: &Common, comparisons: Arc<Comparisons>, files: Arc<FileOpener>, is_shared: bool) -> Self {
         let Common { inventory, notifications, store, .. } = common.clone();
         let (leftovers, deleted, unmarked) = (Leftovers::default(), Deleted::default(), Mutex::default());
-        Self { inventory, comparisons, notifications, store, leftovers, deleted, unmarked }
+        Self { inventory, comparisons, files, is_shared, notifications, store, leftovers, deleted, unmarked }
     }
 
     /// Removes the record of a snapshot whose files another exporter has removed.
@@ -146,7 +160,10 @@ impl Removals {
                     match self.complete(files)? {
                         Completion::Done => return Ok(()),
                         Completion::Unfinished => {}
-                        Completion::Unknown(reason) => return Err(Error::Unavailable(reason)),
+                        Completion::Unknown(reason) => {
+                            self.leftovers.set(files.id, reason.clone());
+                            return Err(Error::Unavailable(reason));
+                        }
                     }
                 }
                 // For example, the thread of the creation panicked. If the database refused the true cause before,
@@ -161,17 +178,23 @@ impl Removals {
         }
     }
 
-    /// Commits an interrupted creation whose files are complete, because other exporters show such a snapshot.
+    /// Commits an interrupted creation whose files are complete, because other exporters show such a snapshot. One of a
+    /// group is not committed: the others may be incomplete.
     pub(super) fn complete(&self, files: &SnapshotFiles) -> Result<Completion, Error> {
-        let Some(first) = files.repositories().into_iter().next() else { return Ok(Completion::Unfinished) };
-        let Some(first) = self.inventory.repository(first) else {
-            return Ok(Completion::Unknown(format!("the repository {first} is not listed")));
-        };
+        let first = files.repositories().into_iter().next().filter(|_| self.is_shared);
+        // A part in a repository that is not listed is unknown for ever.
+        let Some(first) = first.and_then(|id| self.inventory.repository(id)) else { return Ok(Completion::Unfinished) };
         let described = match shared_snapshot::find(&self.inventory, &first, files.id) {
-            Part::Complete(described) => *described,
+            Part::Complete(described) if is_the_recorded(&described, files) => *described,
             Part::Unknown(reason) => return Ok(Completion::Unknown(reason)),
-            Part::Gone | Part::Unfinished | Part::OfOther | Part::Unfit(_) => return Ok(Completion::Unfinished),
+            _ => return Ok(Completion::Unfinished),
         };
+        if let Some(disk) =
+            described.snapshot.disks.iter().find(|disk| self.files.open_base(&described.snapshot, disk).is_err())
+        {
+            tracing::warn!(snapshot = %files.id, disk = %disk.name, "an interrupted creation has a manifest and lacks this disk");
+            return Ok(Completion::Unfinished);
+        }
         tracing::warn!(snapshot = %files.id, vm = %files.vm, "the creation of this snapshot was interrupted after its last file");
         let event = self.notifications.prepare(&Event::snapshot_created(&described.snapshot, described.expires_at));
         self.store.commit(&[(described, event)])?;

@@ -11,6 +11,9 @@ use crate::repository::listing::Listing;
 /// A folder that is no snapshot yet is looked at again after a quarter of its age, within these limits.
 const RETRIES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(60));
 
+/// An exporter needs less time between the creation of a folder and that of its marker.
+const YOUNG: Duration = Duration::from_secs(600);
+
 /// What was seen in a repository.
 #[derive(Default)]
 pub(super) struct Seen {
@@ -21,8 +24,10 @@ pub(super) struct Seen {
     /// Folders that the database does not know, and that are no complete snapshots so far.
     pub waiting: BTreeMap<SnapshotId, Waiting>,
     /// Snapshots of the database whose folders are gone.
-    pub gone: BTreeSet<SnapshotId>,
+    pub gone: BTreeMap<SnapshotId, Waiting>,
     pub leases: SeenLeases,
+    /// Whether the last look has read them.
+    pub has_leases: bool,
 }
 
 /// How the first listing differs from the database.
@@ -36,7 +41,7 @@ impl Seen {
     pub fn begin(&mut self, Listing { version, ids }: Listing, differences: Differences, now: Instant) {
         self.folder.see(version, now);
         self.waiting = differences.unknown.into_iter().map(|id| (id, Waiting::new(now))).collect();
-        self.gone = differences.missing.into_iter().collect();
+        self.gone = differences.missing.into_iter().map(|id| (id, Waiting::new(now))).collect();
         self.ids = ids;
     }
 
@@ -45,30 +50,45 @@ impl Seen {
         for id in ids.difference(&self.ids) {
             self.waiting.insert(*id, Waiting::new(now));
         }
-        self.gone.extend(self.ids.difference(&ids));
-        self.gone.retain(|id| !ids.contains(id));
+        self.gone.extend(self.ids.difference(&ids).map(|id| (*id, Waiting::new(now))));
+        self.gone.retain(|id, _| !ids.contains(id));
         self.waiting.retain(|id, _| ids.contains(id));
         if self.folder.see(version, now) {
             // Exporters touch the folder when they have finished a snapshot.
-            self.waiting.values_mut().filter(|waiting| waiting.is_unfinished).for_each(|waiting| waiting.next = now);
+            let unfinished = self.waiting.values_mut().filter(|waiting| waiting.folder == Folder::Unfinished);
+            unfinished.for_each(|waiting| waiting.next = now);
         }
         self.ids = ids;
     }
 }
 
-/// A folder that is no complete snapshot so far.
+/// What a folder that is no complete snapshot was when it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Folder {
+    /// Another exporter is making it, or has died while it did.
+    Unfinished,
+    Unfit,
+    /// A repository could not be read.
+    Unknown,
+}
+
+/// A folder that is no complete snapshot so far, or is gone.
 pub(super) struct Waiting {
     since: Instant,
     pub next: Instant,
-    /// Whether another exporter is making it, or has died while it did.
-    pub is_unfinished: bool,
+    pub folder: Folder,
     /// Why it is no snapshot, as far as that was logged.
     pub reason: String,
 }
 
 impl Waiting {
     fn new(now: Instant) -> Self {
-        Self { since: now, next: now, is_unfinished: false, reason: String::new() }
+        Self { since: now, next: now, folder: Folder::Unknown, reason: String::new() }
+    }
+
+    /// Whether it may have become complete although nothing else shows it.
+    pub fn may_be_complete(&self, now: Instant) -> bool {
+        self.folder != Folder::Unfit || now.duration_since(self.since) < YOUNG
     }
 
     pub fn postpone(&mut self, now: Instant) {
@@ -96,12 +116,16 @@ mod tests {
         let id = SnapshotId::from_u128;
         seen.begin(listing(&[1, 2, 3]), Differences { unknown: vec![id(3)], missing: vec![id(7)] }, now);
         assert!(!seen.folder.is_new());
-        assert_eq!((numbers(seen.waiting.keys()), numbers(&seen.gone)), (vec![3], vec![7]));
+        assert_eq!((numbers(seen.waiting.keys()), numbers(seen.gone.keys())), (vec![3], vec![7]));
 
         seen.update(listing(&[2, 4, 7]), now);
-        assert_eq!((numbers(seen.waiting.keys()), numbers(&seen.gone)), (vec![4], vec![1, 3]), "7 is there again");
+        assert_eq!(
+            (numbers(seen.waiting.keys()), numbers(seen.gone.keys())),
+            (vec![4], vec![1, 3]),
+            "7 is there again"
+        );
         seen.update(listing(&[2, 4, 7]), now);
-        assert_eq!((numbers(seen.waiting.keys()), numbers(&seen.gone)), (vec![4], vec![1, 3]));
+        assert_eq!((numbers(seen.waiting.keys()), numbers(seen.gone.keys())), (vec![4], vec![1, 3]));
     }
 
     #[test]

@@ -61,7 +61,7 @@ impl Sweeper {
             let locked = snapshots.admission.vm_locks.try_lock_for_removal(own, &of, &repositories);
             let Ok(_guard) = locked.await else { return Err(NOT_NOW) };
             let held = snapshots.noticing.hold_alone(&snapshot).await;
-            if !matches!(held, Ok(HeldAlone::Unshared | HeldAlone::Held { .. })) {
+            if !matches!(held, Ok(HeldAlone::Unshared | HeldAlone::Held(_))) {
                 return Err(NOT_NOW);
             }
             let vm = of.clone();

@@ -13,27 +13,26 @@ type FolderVersion = Option<Version>;
 /// A folder whose changes are noticed by its version.
 #[derive(Default)]
 pub(super) struct Watched {
-    /// The version that was read last, and when it was seen first.
-    last: Option<(FolderVersion, Instant)>,
+    /// The version that was read last, when it was read first, and when it was read last.
+    last: Option<(FolderVersion, Instant, Instant)>,
 }
 
 impl Watched {
     /// The version that need not be read again.
     pub fn settled(&self) -> Option<FolderVersion> {
-        self.last.filter(|(_, since)| since.elapsed() > SETTLING).map(|(version, _)| version)
+        let is_settled = |(_, first, last): &(_, Instant, Instant)| last.duration_since(*first) > SETTLING;
+        self.last.filter(is_settled).map(|(version, _, _)| version)
     }
 
     pub fn is_new(&self) -> bool {
         self.last.is_none()
     }
 
-    /// Records the version that was read. Returns whether it is another one.
+    /// Records the version that was read from `now` on. Returns whether it is another one.
     pub fn see(&mut self, version: FolderVersion, now: Instant) -> bool {
-        let is_changed = self.last.is_none_or(|(last, _)| last != version);
-        if is_changed {
-            self.last = Some((version, now));
-        }
-        is_changed
+        let former = self.last.filter(|(last, _, _)| *last == version);
+        self.last = Some((version, former.map_or(now, |(_, first, _)| first), now));
+        former.is_none()
     }
 }
 
@@ -46,7 +45,10 @@ mod tests {
         let (mut watched, now) = (Watched::default(), Instant::now());
         assert!(watched.see(None, now) && !watched.see(None, now));
         assert_eq!(watched.settled(), None);
-        watched.last = Some((None, now.checked_sub(2 * SETTLING).unwrap()));
+        // A second change may follow within one tick of the clock. Time alone does not show that.
+        watched.last = Some((None, now, now));
+        assert_eq!(watched.settled(), None);
+        assert!(!watched.see(None, now + 2 * SETTLING));
         assert_eq!(watched.settled(), Some(None));
     }
 }

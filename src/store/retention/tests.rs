@@ -142,9 +142,10 @@ fn leases_of_a_repository_are_replaced() {
     retentions.replace_leases(repository, &found).unwrap();
     let expected = [found[0].clone(), found[1].clone(), lease(&elsewhere, "ann", ms(7000))];
     assert_eq!(retentions.all_leases().unwrap(), expected);
-    assert!(!retentions.are_shared().unwrap());
-    retentions.set_shared(true).unwrap();
-    assert!(retentions.are_shared().unwrap());
-    retentions.set_shared(false).unwrap();
-    assert!(!retentions.are_shared().unwrap());
+    let other = "other".parse().unwrap();
+    assert!(!retentions.are_shared(repository).unwrap());
+    retentions.set_shared(repository).unwrap();
+    assert!(retentions.are_shared(repository).unwrap() && !retentions.are_shared(&other).unwrap());
+    retentions.end_sharing().unwrap();
+    assert!(!retentions.are_shared(repository).unwrap());
 }

@@ -36,6 +36,7 @@ fn golden_described(snapshot: Snapshot) -> (Described, Option<NewEvent>) {
         snapshot,
         expires_at: golden_retention().expires_at,
         request: Some(key),
+        is_of_group: false,
         definition: Some(golden_definition()),
     };
     (described, Some(event))
