@@ -22,6 +22,7 @@ use super::{Status, formats};
         "size": 10737418240_u64
     }],
     "snapshot_compatible": true,
+    "runs_here": true,
     "snapshots": ["6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d"],
     "permissions": ["view", "read"],
     "status": "ok"
@@ -37,6 +38,11 @@ pub struct Vm {
     pub disks: Vec<VmDisk>,
     /// Whether a snapshot of it is possible.
     pub snapshot_compatible: bool,
+    /// `true` if it runs on the host of this service, which then creates snapshots of it fastest: a loop device there has
+    /// one of its disks. `null` if that is not known.
+    #[serde(default)]
+    #[schema(required)]
+    pub runs_here: Option<bool>,
     /// The ids of its snapshots, oldest first.
     #[schema(value_type = Vec<formats::Id>)]
     pub snapshots: Vec<String>,

@@ -33,7 +33,8 @@ impl VmBackup<'_> {
         let id: VmId = self.vm.id.parse().map_err(|error| BackupError::Unusable(format!("{}: {error}", self.vm.id)))?;
         let points = self.directory.vm(&id).points()?.whole;
         let client = self.server.client()?;
-        let there = client.snapshots(&self.vm.id)?;
+        let base = points.last().map(|stored| stored.point.snapshot_id.clone());
+        let there = client.snapshots_with(&self.vm.id, base.as_slice())?;
         let ttl = (!self.features.is_original).then(|| TTL.to_owned());
         // A look should not freeze the guest.
         let quiesce = self.features.quiesce.then(|| "skip".to_owned());

@@ -25,7 +25,7 @@ pub fn for_each_part(
             let mut digests = Vec::new();
             match client.block_checksums(path, &range, BLOCK, &mut |digest| digests.push(digest)) {
                 Ok(()) => break digests,
-                Err(error) => backoff.wait(error, client.server().cancel())?,
+                Err(error) => client.wait(&mut backoff, error)?,
             }
         };
         start = range.end;

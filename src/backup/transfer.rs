@@ -130,7 +130,7 @@ impl<'a> Transfer<'a> {
             if let Some(error) = local_error {
                 return Err(error);
             }
-            let Err(error) = result else { return Ok(()) };
+            let Err(error) = result.map_err(|error| client.named(error)) else { return Ok(()) };
             if arrived > 0 {
                 backoff.reset();
                 cut_front(&mut ranges, arrived);
@@ -139,7 +139,7 @@ impl<'a> Transfer<'a> {
                 let text = error.to_string();
                 self.means.progress.event(&Event::Retried { disk: &disk.label, error: &text });
             }
-            backoff.wait(error, client.server().cancel())?;
+            client.wait(&mut backoff, error)?;
         }
     }
 }

@@ -132,9 +132,10 @@ impl Run<'_> {
 
     fn attempt(&self) -> Result<Outcome> {
         let started = Instant::now();
+        // Before anything is made or removed: a host that lacks them may not be of the pool.
+        let there = self.client.snapshots_with(&self.backup.vm.id, &self.expected()?)?;
         let (mut work, was_resumed) = self.begin()?;
         let snapshot = self.snapshot(&mut work)?;
-        let there = self.client.snapshots(&self.backup.vm.id)?;
         let is_there = |id: &str| there.iter().any(|snapshot| snapshot.id == id);
         let points = if self.ignores_bases.get() { &[] } else { &self.points.whole[..] };
         let base = newest(points, &|stored| is_there(&stored.point.snapshot_id));
@@ -178,6 +179,13 @@ impl Run<'_> {
         Ok(Outcome { point, transferred_bytes, duration: started.elapsed(), was_resumed })
     }
 
+    /// The snapshots on which the next point stands.
+    fn expected(&self) -> Result<Vec<String>> {
+        let work = Work::read(&self.directory.partial())?;
+        let base = self.points.whole.last().map(|stored| stored.point.snapshot_id.clone());
+        Ok(work.and_then(|work| work.snapshot).map(|snapshot| snapshot.id).into_iter().chain(base).collect())
+    }
+
     /// The unfinished work, or new work.
     fn begin(&self) -> Result<(Work, bool)> {
         let partial = self.directory.partial();
@@ -201,7 +209,7 @@ impl Run<'_> {
         }
         self.discard()?;
         make_directory(&partial)?;
-        let work = Work::new(self.backup.vm.clone(), self.backup.server.address().to_string(), request);
+        let work = Work::new(self.backup.vm.clone(), self.backup.server.to_string(), request);
         work.write(&partial)?;
         Ok((work, false))
     }

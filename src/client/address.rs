@@ -31,6 +31,11 @@ impl Address {
         if authority.as_str().contains('@') {
             return Err(invalid("a user name does not belong here; see --user"));
         }
+        // A URL may have more in its place, such as the semicolon of a list.
+        let is_of_host = |c: char| c.is_alphanumeric() || "-._~:[]%".contains(c);
+        if !authority.as_str().chars().all(is_of_host) {
+            return Err(invalid("its host is not one"));
+        }
         if uri.query().is_some() {
             return Err(invalid("it has a query"));
         }
@@ -38,6 +43,25 @@ impl Address {
         let path = uri.path().trim_end_matches('/');
         let path = path.strip_suffix("/api/v1").unwrap_or(path);
         Ok(Self::Https(format!("https://{}:{port}{path}", authority.host())))
+    }
+
+    /// Parses the addresses of the hosts of one pool, which commas separate.
+    ///
+    /// # Errors
+    /// The text for the user.
+    pub fn parse_pool(text: &str) -> Result<Vec<Self>, String> {
+        let mut addresses = Vec::new();
+        for entry in text.split(',').map(str::trim) {
+            if entry.is_empty() && text.contains(',') {
+                return Err(format!("{text:?} has an empty entry; separate addresses of one pool by one comma each"));
+            }
+            let address = Self::parse(entry)?;
+            if addresses.contains(&address) {
+                return Err(format!("{text:?} names {address} twice"));
+            }
+            addresses.push(address);
+        }
+        Ok(addresses)
     }
 
     /// The start of each URL.
@@ -76,6 +100,25 @@ mod tests {
         for text in ["host", "host:5544", "http://host", "https://", "https://u:p@host", "https://host/?a=b", ""] {
             let error = Address::parse(text).unwrap_err();
             assert!(error.contains("expected https://host:5544"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_addresses_of_a_pool_are_different() {
+        let shown = |text| Address::parse_pool(text).map(|all| all.iter().map(Address::to_string).collect::<Vec<_>>());
+        assert_eq!(shown("https://a").unwrap(), ["https://a:5544"]);
+        assert_eq!(shown("https://b:1/, https://[::1],https://a").unwrap().len(), 3);
+        for (text, expected) in [
+            ("https://a,", "has an empty entry"),
+            (",", "has an empty entry"),
+            ("", "is not the address of a service"),
+            ("https://a,https://a:5544/", "names https://a:5544 twice"),
+            ("https://a,b", "https:// is missing"),
+            ("https://a https://b", "is not the address of a service"),
+            ("https://a;https://b", "is not the address of a service"),
+        ] {
+            let error = shown(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 }

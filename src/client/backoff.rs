@@ -53,18 +53,28 @@ pub struct Backoff {
     patience: Duration,
     since: Option<Instant>,
     failures: u32,
+    /// Attempts at other hosts since the last delay.
+    others: usize,
 }
 
 impl Backoff {
     /// Gives up when there was no success for `patience`. Without patience there is one attempt.
     pub fn new(patience: Duration) -> Self {
-        Self { patience, since: None, failures: 0 }
+        Self { patience, since: None, failures: 0, others: 0 }
     }
 
     /// The operation made progress.
     pub fn reset(&mut self) {
         self.since = None;
         self.failures = 0;
+        self.others = 0;
+    }
+
+    /// Whether another of `hosts` hosts is asked without a delay: each of them once.
+    pub(super) fn skips_delay(&mut self, hosts: usize) -> bool {
+        self.since.get_or_insert_with(Instant::now);
+        self.others += 1;
+        self.others < hosts
     }
 
     /// Waits after `error`, for as long as the service asked or exponentially longer, with jitter.
@@ -80,6 +90,7 @@ impl Backoff {
         let left = self.patience.saturating_sub(waited);
         let exponential = FIRST_DELAY.saturating_mul(1 << self.failures.min(10)).min(MAX_DELAY);
         self.failures += 1;
+        self.others = 0;
         let delay = match error.retry_after() {
             Some(asked) => asked.min(MAX_RETRY_AFTER) + jitter(FIRST_DELAY),
             // The last attempt is at the end of the patience, and not before it.

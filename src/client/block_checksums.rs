@@ -26,7 +26,7 @@ impl Client {
         let Range { start, end } = range;
         let query = format!("algorithm=blake3&blockSize={block_size}&blocks=true&start={start}&length={}", end - start);
         let path = format!("{disk_path}/checksum?{query}");
-        let body = self.send_once(&|| self.request(Method::GET, &path))?;
+        let body = self.send_once(&|to| to.request(Method::GET, &path))?;
         let mut count = 0;
         let expected = (end - start).div_ceil(block_size);
         let mut counted = |digest| {

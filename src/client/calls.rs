@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::connection::Connection;
 use super::error::ClientError;
 use super::server::Client;
 use crate::api;
@@ -107,9 +108,23 @@ impl Client {
         self.get("/vms")
     }
 
+    /// The VMs as this host of a pool lists them within `limit`, without trying again.
+    ///
+    /// # Errors
+    /// Other requests then go to another host.
+    pub fn vms_of_host(&self, host: usize, limit: Duration) -> Result<Vec<api::Vm>, ClientError> {
+        self.of_host(host, &|to| to.request(Method::GET, "/vms").timeout(limit))
+    }
+
     /// Without their chunks, oldest first.
     pub fn snapshots(&self, vm: &str) -> Result<Vec<Created>, ClientError> {
         self.get(&format!("/vms/{vm}/snapshots?chunks=false"))
+    }
+
+    /// Whether the service has a snapshot.
+    pub(super) fn has_snapshot(&self, vm: &str, snapshot: &str) -> Result<bool, ClientError> {
+        let found = none_if_missing(self.get::<Created>(&format!("/vms/{vm}/snapshots/{snapshot}?chunks=false")))?;
+        Ok(found.is_some())
     }
 
     /// Creates a snapshot. With a key the request is repeated until it succeeds, and creates one snapshot at most.
@@ -121,8 +136,8 @@ impl Client {
     ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(new).map_err(std::io::Error::from)?;
         let path = format!("/vms/{vm}/snapshots?chunks=false");
-        let build = || {
-            let request = self.request(Method::POST, &path).header("content-type", "application/json");
+        let build = |to: &Connection| {
+            let request = to.request(Method::POST, &path).header("content-type", "application/json");
             let request = request.body(body.clone());
             match key {
                 Some(key) => request.header("idempotency-key", key),
@@ -140,7 +155,7 @@ impl Client {
     /// Deletes a snapshot.
     pub fn delete_existing(&self, vm: &str, snapshot: &str) -> Result<(), ClientError> {
         let path = format!("/vms/{vm}/snapshots/{snapshot}");
-        self.send(&|| self.request(Method::DELETE, &path)).map(|_| ())
+        self.send(&|to| to.request(Method::DELETE, &path)).map(|_| ())
     }
 
     /// Keeps a snapshot from expiring for `ttl`.
@@ -148,26 +163,26 @@ impl Client {
         let path = format!("/vms/{vm}/snapshots/{snapshot}/lease");
         let lease = api::TakeLease { ttl: format!("{}s", ttl.as_secs()) };
         let body = serde_json::to_vec(&lease).map_err(std::io::Error::from)?;
-        let _: api::Lease = self.send_json(&|| self.request(Method::POST, &path).body(body.clone()))?;
+        let _: api::Lease = self.send_json(&|to| to.request(Method::POST, &path).body(body.clone()))?;
         Ok(())
     }
 
     /// Ends the user's lease.
     pub fn end_lease(&self, vm: &str, snapshot: &str) -> Result<(), ClientError> {
         let path = format!("/vms/{vm}/snapshots/{snapshot}/lease");
-        self.send(&|| self.request(Method::DELETE, &path)).map(|_| ())
+        self.send(&|to| to.request(Method::DELETE, &path)).map(|_| ())
     }
 
     /// Makes a ticket for a disk.
     pub fn ticket(&self, disk_path: &str, request: &api::CreateTicket) -> Result<api::NewTicket, ClientError> {
         let path = format!("{disk_path}/tickets");
         let body = serde_json::to_vec(request).map_err(std::io::Error::from)?;
-        self.send_once(&|| self.request(Method::POST, &path).body(body.clone()))?.json()
+        self.send_once(&|to| to.request(Method::POST, &path).body(body.clone()))?.json()
     }
 
     /// The size of a disk and the version of its file. The version is empty if the server has none.
     pub fn head(&self, path: &str) -> Result<(u64, String), ClientError> {
-        let body = self.send(&|| self.request(Method::HEAD, path))?;
+        let body = self.send(&|to| to.request(Method::HEAD, path))?;
         let size = body.header("content-length").and_then(|text| text.parse().ok());
         let size = size.ok_or_else(|| ClientError::Protocol(format!("{path}: the service does not tell the size")))?;
         let etag = body.header("etag").filter(|etag| etag.starts_with('"'));
@@ -256,23 +271,23 @@ impl Client {
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.send_json(&|| self.request(Method::GET, path))
+        self.send_json(&|to| to.request(Method::GET, path))
     }
 
     /// Gets a document that has to arrive within `limit`, without trying again.
     pub fn get_within<T: DeserializeOwned>(&self, path: &str, limit: Duration) -> Result<T, ClientError> {
-        self.send_once(&|| self.request(Method::GET, path).timeout(limit))?.json()
+        self.send_once(&|to| to.request(Method::GET, path).timeout(limit))?.json()
     }
 
     /// Checks that the process of the service answers within `limit`.
     pub fn check_health(&self, limit: Duration) -> Result<(), ClientError> {
-        let body = self.send_once(&|| self.request_outside(Method::GET, "/healthz").timeout(limit))?;
+        let body = self.send_once(&|to| to.request_outside(Method::GET, "/healthz").timeout(limit))?;
         body.json::<api::Health>().map(|_| ())
     }
 
     /// Gets bytes, and passes them to `write` in order. Once bytes were passed, it is not tried again.
     pub fn download(&self, path: &str, write: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), ClientError> {
-        let mut body = self.send(&|| self.request(Method::GET, path))?;
+        let mut body = self.send(&|to| to.request(Method::GET, path))?;
         loop {
             let piece = body.next(usize::MAX)?;
             if piece.is_empty() {
@@ -284,23 +299,23 @@ impl Client {
 
     /// Ends the log-in of the client's token.
     pub fn log_out(&self) -> Result<(), ClientError> {
-        self.send_once(&|| self.request(Method::POST, "/auth/logout")).map(|_| ())
+        self.send_once(&|to| to.request(Method::POST, "/auth/logout")).map(|_| ())
     }
 
     /// Revokes tokens.
     pub fn revoke(&self, revoke: &api::Revoke) -> Result<api::Revoked, ClientError> {
         let body = serde_json::to_vec(revoke).map_err(std::io::Error::from)?;
-        self.send_once(&|| self.request(Method::POST, "/auth/revoke").body(body.clone()))?.json()
+        self.send_once(&|to| to.request(Method::POST, "/auth/revoke").body(body.clone()))?.json()
     }
 
     /// Sends a test event to webhooks.
     pub fn test_webhooks(&self, test: &api::TestNotification) -> Result<Vec<api::TestedWebhook>, ClientError> {
         let body = serde_json::to_vec(test).map_err(std::io::Error::from)?;
-        self.send_once(&|| self.request(Method::POST, "/notifications/test").body(body.clone()))?.json()
+        self.send_once(&|to| to.request(Method::POST, "/notifications/test").body(body.clone()))?.json()
     }
 
     pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        self.send_once(&|| self.request(Method::POST, path))?.json()
+        self.send_once(&|to| to.request(Method::POST, path))?.json()
     }
 }
 

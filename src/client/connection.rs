@@ -20,6 +20,10 @@ const API: &str = "/api/v1";
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time without a packet from the host, until it is asked for one; and between two such questions.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
 /// Time without a byte from the service. A creation runs hooks, and a checksum reads a disk.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -59,6 +63,11 @@ impl Connection {
             .redirect(redirect::Policy::none())
             .http1_only()
             .tcp_nodelay(true)
+            // A host that lost its power sends nothing more. A service that works for long answers these.
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE)
+            .tcp_keepalive_retries(KEEPALIVE_PROBES)
+            .tcp_user_timeout(KEEPALIVE * KEEPALIVE_PROBES)
             .no_proxy();
         let (read_timeout, trust) = match address {
             Address::Https(_) => (READ_TIMEOUT, trust),
@@ -253,7 +262,7 @@ fn broken(error: &reqwest::Error) -> ClientError {
         return ClientError::Setup(format!("{text}; name the right authority with --cacert, or --fingerprint"));
     }
     if error.is_connect() {
-        ClientError::Connection(format!("cannot connect: {text}"))
+        ClientError::Unconnected(format!("cannot connect: {text}"))
     } else {
         ClientError::Connection(text)
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::address::Address;
+
 /// The service's own error response.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{details} ({code}{})", request(.request_id))]
@@ -27,6 +29,12 @@ pub enum ClientError {
     /// No connection, or it broke.
     #[error("{0}")]
     Connection(String),
+    /// There is no connection, so that nothing was sent.
+    #[error("{0}")]
+    Unconnected(String),
+    /// A host of a pool lacks what another may have.
+    #[error("{0}")]
+    Unsure(String),
     /// The certificate, or something else that another attempt does not change.
     #[error("{0}")]
     Setup(String),
@@ -53,7 +61,8 @@ impl ClientError {
     /// Whether the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Connection(_) | Self::Damaged(_) | Self::GaveUp { .. } => true,
+            Self::Connection(_) | Self::Unconnected(_) | Self::Unsure(_) => true,
+            Self::Damaged(_) | Self::GaveUp { .. } => true,
             Self::Refused(refusal) => match refusal.status {
                 429 | 502 | 503 | 504 => refusal.code != "hook_failed",
                 500 => refusal.code == "io_error",
@@ -61,6 +70,30 @@ impl ClientError {
                 _ => false,
             },
             Self::Setup(_) | Self::Protocol(_) | Self::Changed(_) | Self::Cancelled | Self::Local(_) => false,
+        }
+    }
+
+    /// Whether the service did not get the request, or did not accept its sender.
+    pub(super) fn was_not_sent(&self) -> bool {
+        matches!(self, Self::Unconnected(_) | Self::Setup(_)) || self.status() == Some(401)
+    }
+
+    /// The same error with the address of the host before its text.
+    #[must_use]
+    pub(super) fn of_host(self, host: &Address) -> Self {
+        let named = |text: String| {
+            let name = format!("{host}: ");
+            if text.starts_with(&name) { text } else { name + &text }
+        };
+        match self {
+            Self::Refused(refusal) => Self::Refused(Refusal { details: named(refusal.details), ..refusal }),
+            Self::Connection(text) => Self::Connection(named(text)),
+            Self::Unconnected(text) => Self::Unconnected(named(text)),
+            Self::Setup(text) => Self::Setup(named(text)),
+            Self::Damaged(text) => Self::Damaged(named(text)),
+            Self::Protocol(text) => Self::Protocol(named(text)),
+            Self::Changed(text) => Self::Changed(named(text)),
+            Self::Unsure(_) | Self::GaveUp { .. } | Self::Cancelled | Self::Local(_) => self,
         }
     }
 

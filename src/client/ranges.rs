@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::Method;
 
-use super::connection::{Body, DATA_TIMEOUT};
+use super::connection::{Body, Connection, DATA_TIMEOUT};
 use super::error::ClientError;
 use super::multipart::Parts;
 use super::server::Client;
@@ -46,8 +46,8 @@ impl Client {
     pub fn fetch(&self, fetch: &Fetch<'_>, sink: &mut dyn RangeSink) -> Result<(), ClientError> {
         let list: Vec<String> = fetch.ranges.iter().map(|range| format!("{}-{}", range.start, range.end - 1)).collect();
         let list = format!("bytes={}", list.join(","));
-        let build = || {
-            let request = self.request(Method::GET, fetch.path).header("range", &list);
+        let build = |to: &Connection| {
+            let request = to.request(Method::GET, fetch.path).header("range", &list);
             let request = if fetch.etag.is_empty() { request } else { request.header("if-range", fetch.etag) };
             if fetch.digest { request.header("want-content-digest", "sha-256=1") } else { request }
         };

@@ -1,83 +1,109 @@
-//! A service, as all threads of the client share it: its address, the token, and how long to be patient.
+//! A service, as all threads of the client share it: its hosts, the tokens, and how long to be patient.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder};
-use secrecy::{ExposeSecret, SecretString};
+use reqwest::RequestBuilder;
+use secrecy::ExposeSecret;
 
 use super::address::Address;
 use super::backoff::{Backoff, Cancel};
 use super::connection::{Body, Connection, READ_TIMEOUT};
-use super::credentials::{Credentials, Password, TokenCache, Tokens};
-use super::error::{ClientError, Refusal};
-use crate::api;
+use super::credentials::Credentials;
+use super::error::ClientError;
+use super::missing::Doubt;
+use super::pool::{Host, Hosts, Next};
+use super::token_state::TokenState;
 use crate::config::Trust;
 
-/// Called when a service does not answer, with the error of the first attempt and the time for which others follow.
-pub type OnWait = fn(&Address, &ClientError, Duration);
+/// What the user should know, although the work goes on.
+pub enum Notice<'a> {
+    /// The service does not answer the first request. Others follow for this time.
+    Waits { service: &'a Server, error: &'a ClientError, patience: Duration },
+    /// Another host of the pool is asked instead. Said once of each host.
+    GoesOn { error: &'a ClientError, with: &'a Address },
+    /// A host lacks what another has, so that it is not asked again.
+    NotOfPool { host: &'a Address, has: &'a Address, what: &'a str },
+}
 
 pub struct ServerOptions {
-    pub address: Address,
+    /// Of one pool, the preferred one first. At least one.
+    pub hosts: Vec<Host>,
     pub trust: Trust,
     pub credentials: Credentials,
-    pub token_cache: Option<TokenCache>,
     /// How long to try again without any success.
     pub patience: Duration,
-    /// Called once at most, before the service has answered for the first time.
-    pub on_wait: OnWait,
+    pub on_notice: fn(&Notice<'_>),
     pub cancel: Cancel,
 }
 
-/// Clones share the token.
+/// Clones share the tokens, and what is known of the hosts.
 #[derive(Clone)]
-pub struct Server(Arc<Shared>);
+pub struct Server {
+    pub(super) shared: Arc<Shared>,
+    /// The host that is asked now.
+    current: Arc<AtomicUsize>,
+}
 
-struct Shared {
-    options: ServerOptions,
-    state: Mutex<State>,
+pub(super) struct Shared {
+    pub hosts: Hosts,
+    trust: Trust,
+    pub credentials: Credentials,
+    pub tokens: Mutex<TokenState>,
+    patience: Duration,
+    pub on_notice: fn(&Notice<'_>),
+    cancel: Cancel,
     /// Whether the service has answered, or the user knows that it does not.
     is_known: AtomicBool,
 }
 
-#[derive(Default)]
-struct State {
-    current: Option<Tokens>,
-    /// The service refused the password. It is not sent again, because accounts may be locked after some attempts.
-    refusal: Option<Refusal>,
-}
-
 impl Server {
     pub fn new(options: ServerOptions) -> Self {
-        let current = match &options.credentials {
-            Credentials::Token(token) => Some(Tokens { token: token.clone(), refresh: None }),
-            Credentials::Password(_) | Credentials::Cached => options.token_cache.as_ref().and_then(TokenCache::load),
-            Credentials::Peer => None,
-        };
-        let state = Mutex::new(State { current, refusal: None });
-        Self(Arc::new(Shared { options, state, is_known: AtomicBool::new(false) }))
+        let ServerOptions { hosts, trust, credentials, patience, on_notice, cancel } = options;
+        let tokens = Mutex::new(TokenState::new(&hosts, &credentials));
+        let (hosts, is_known) = (Hosts::new(hosts), AtomicBool::new(false));
+        let shared = Shared { hosts, trust, credentials, tokens, patience, on_notice, cancel, is_known };
+        Self { shared: Arc::new(shared), current: Arc::default() }
     }
 
-    pub fn address(&self) -> &Address {
-        &self.0.options.address
+    /// The hosts of the pool.
+    pub fn hosts(&self) -> &[Host] {
+        self.shared.hosts.all()
     }
 
     pub fn cancel(&self) -> &Cancel {
-        &self.0.options.cancel
+        &self.shared.cancel
+    }
+
+    pub(super) fn patience(&self) -> Duration {
+        self.shared.patience
     }
 
     pub fn backoff(&self) -> Backoff {
-        Backoff::new(self.0.options.patience)
+        Backoff::new(self.shared.patience)
+    }
+
+    /// The same service for work that has a host of its own.
+    #[must_use]
+    pub fn beginning_at(&self, host: Option<usize>) -> Self {
+        let begin = host.filter(|host| self.shared.hosts.is_well(*host));
+        let begin = begin.unwrap_or_else(|| self.current_host());
+        Self { shared: Arc::clone(&self.shared), current: Arc::new(AtomicUsize::new(begin)) }
+    }
+
+    fn current_host(&self) -> usize {
+        self.shared.hosts.chosen(&self.current)
     }
 
     /// Tells the user of the first error that is waited for.
-    fn note<T>(&self, result: &Result<T, ClientError>) {
-        let Shared { options, is_known, .. } = &*self.0;
-        let error = result.as_ref().err().filter(|it| it.is_transient() && !matches!(it, ClientError::GaveUp { .. }));
-        let was_known = (result.is_ok() || error.is_some()) && is_known.swap(true, Ordering::Relaxed);
-        if let Some(error) = error.filter(|_| !was_known && !options.patience.is_zero()) {
-            (options.on_wait)(&options.address, error, options.patience);
+    fn note(&self, error: &ClientError) {
+        let Shared { patience, is_known, on_notice, .. } = &*self.shared;
+        let is_news = error.is_transient() && !matches!(error, ClientError::GaveUp { .. });
+        if is_news && !is_known.swap(true, Ordering::Relaxed) && !patience.is_zero() {
+            on_notice(&Notice::Waits { service: self, error, patience: *patience });
         }
     }
 
@@ -86,63 +112,170 @@ impl Server {
     /// # Errors
     /// The certificates that it should trust cannot be read.
     pub fn client(&self) -> Result<Client, ClientError> {
-        let connection = Connection::new(&self.0.options.address, &self.0.options.trust, self.cancel())?;
-        Ok(Client { server: self.clone(), connection })
+        let client = Client {
+            server: self.clone(),
+            connections: self.hosts().iter().map(|_| OnceCell::new()).collect(),
+            asked: Cell::new(self.current_host()),
+            doubt: RefCell::default(),
+        };
+        client.connection(self.current_host())?;
+        Ok(client)
     }
 }
 
-/// A thread's connection to a service, with the token of all.
-pub struct Client {
-    server: Server,
-    connection: Connection,
+/// The addresses of its hosts, as a user gives them.
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, host) in self.hosts().iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}{}", host.address)?;
+        }
+        Ok(())
+    }
 }
+
+/// A thread's connections to the hosts of a service.
+pub struct Client {
+    pub(super) server: Server,
+    connections: Vec<OnceCell<Connection>>,
+    /// The host that the last request went to.
+    pub(super) asked: Cell<usize>,
+    pub(super) doubt: RefCell<Doubt>,
+}
+
+/// Makes a request for a host.
+pub(super) type Build<'a> = &'a dyn Fn(&Connection) -> RequestBuilder;
 
 impl Client {
     pub fn server(&self) -> &Server {
         &self.server
     }
 
-    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.connection.request(method, path)
-    }
-
-    pub(super) fn request_outside(&self, method: Method, path: &str) -> RequestBuilder {
-        self.connection.request_outside(method, path)
+    /// The connection to a host.
+    pub(super) fn connection(&self, host: usize) -> Result<&Connection, ClientError> {
+        let cell = &self.connections[host];
+        if cell.get().is_none() {
+            let Shared { hosts, trust, cancel, .. } = &*self.server.shared;
+            let _ = cell.set(Connection::new(hosts.address(host), trust, cancel)?);
+        }
+        cell.get().ok_or_else(|| ClientError::Setup("no connection".to_owned()))
     }
 
     /// Sends a request once, with the token. An expired token is renewed.
     ///
     /// # Errors
     /// See [`Connection::send`].
-    pub(super) fn send_once(&self, build: &dyn Fn() -> RequestBuilder) -> Result<Body<'_>, ClientError> {
+    pub(super) fn send_once(&self, build: Build<'_>) -> Result<Body<'_>, ClientError> {
         self.send_within(READ_TIMEOUT, build)
     }
 
-    /// As [`Client::send_once`]; the head of the response has to arrive within `limit`.
-    pub(super) fn send_within(
-        &self,
-        limit: Duration,
-        build: &dyn Fn() -> RequestBuilder,
-    ) -> Result<Body<'_>, ClientError> {
-        self.server.cancel().check()?;
-        if matches!(self.server.0.options.credentials, Credentials::Peer) {
-            return self.connection.send(build(), Duration::MAX);
-        }
-        let token = self.token(None)?;
-        match self.connection.send(build().bearer_auth(token.expose_secret()), limit) {
-            Err(error) if error.status() == Some(401) => {
-                let renewed = self.token(Some((&token, error)))?;
-                self.connection.send(build().bearer_auth(renewed.expose_secret()), limit)
+    /// As [`Client::send_once`]; the head of the response has to arrive within `limit`. The request goes to another host
+    /// if one did not get it.
+    pub(super) fn send_within(&self, limit: Duration, build: Build<'_>) -> Result<Body<'_>, ClientError> {
+        let mut left = self.server.shared.hosts.in_use().len();
+        loop {
+            self.server.cancel().check()?;
+            let host = self.server.current_host();
+            self.asked.set(host);
+            left = left.saturating_sub(1);
+            match self.ask(host, limit, build) {
+                Err(error) if error.was_not_sent() && left > 0 => {
+                    let error = self.named(error);
+                    if !self.go_on(&error) {
+                        return Err(error);
+                    }
+                }
+                Ok(body) => {
+                    self.server.shared.hosts.answered(host);
+                    self.answered(build);
+                    return Ok(body);
+                }
+                Err(error) => {
+                    if error.status() == Some(404) {
+                        self.is_missing(build);
+                    }
+                    return Err(self.named(error));
+                }
             }
-            result => result,
         }
+    }
+
+    /// Sends a request to one host, and parses its response.
+    pub(super) fn of_host<T: serde::de::DeserializeOwned>(
+        &self,
+        host: usize,
+        build: Build<'_>,
+    ) -> Result<T, ClientError> {
+        self.asked.set(host);
+        let result = self.ask(host, READ_TIMEOUT, build).and_then(Body::json).map_err(|error| self.named(error));
+        match &result {
+            Ok(_) => self.server.shared.hosts.answered(host),
+            Err(error) => drop(self.go_on(error)),
+        }
+        result
+    }
+
+    /// Asks one host, with a token that it accepts.
+    fn ask(&self, host: usize, limit: Duration, build: Build<'_>) -> Result<Body<'_>, ClientError> {
+        let connection = self.connection(host)?;
+        if matches!(self.server.shared.credentials, Credentials::Peer) {
+            return connection.send(build(connection), Duration::MAX);
+        }
+        let mut token = self.token(host, None)?;
+        // One of its own, and in a pool one of another host.
+        let mut renewals = self.server.hosts().len().min(2);
+        loop {
+            match connection.send(build(connection).bearer_auth(token.expose_secret()), limit) {
+                Err(error) if error.status() == Some(401) && renewals > 0 => {
+                    renewals -= 1;
+                    token = self.token(host, Some((&token, error)))?;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The error with the address of the host, if there are several.
+    pub fn named(&self, error: ClientError) -> ClientError {
+        let hosts = &self.server.shared.hosts;
+        if hosts.is_pool() { error.of_host(hosts.address(self.asked.get())) } else { error }
+    }
+
+    /// Chooses another host after an error of the one that was asked. Returns whether there is one.
+    fn go_on(&self, error: &ClientError) -> bool {
+        let Shared { hosts, on_notice, .. } = &*self.server.shared;
+        if hosts.is_pool() && error.status() == Some(401) && self.is_password_refused() {
+            return false;
+        }
+        match hosts.go_on(&self.server.current, self.asked.get(), error) {
+            Next::None => false,
+            Next::Other { host, is_news } => {
+                if is_news {
+                    on_notice(&Notice::GoesOn { error, with: hosts.address(host) });
+                }
+                true
+            }
+        }
+    }
+
+    /// After an error: returns when the same request should be sent again. Another host is asked at once, once each.
+    ///
+    /// # Errors
+    /// `error` itself if another attempt does not help, or [`ClientError::GaveUp`].
+    pub fn wait(&self, backoff: &mut Backoff, error: ClientError) -> Result<(), ClientError> {
+        let error = self.doubted(self.named(error));
+        if self.go_on(&error) && backoff.skips_delay(self.server.shared.hosts.in_use().len()) {
+            return self.server.cancel().check();
+        }
+        self.server.note(&error);
+        backoff.wait(error, self.server.cancel()).map_err(|error| self.explained(error))
     }
 
     /// Sends a request that may be sent again, until it succeeds or patience ends.
     ///
     /// # Errors
     /// A lasting error, or [`ClientError::GaveUp`].
-    pub(super) fn send(&self, build: &dyn Fn() -> RequestBuilder) -> Result<Body<'_>, ClientError> {
+    pub(super) fn send(&self, build: Build<'_>) -> Result<Body<'_>, ClientError> {
         self.retried(|| self.send_once(build))
     }
 
@@ -150,122 +283,20 @@ impl Client {
     ///
     /// # Errors
     /// A lasting error, or [`ClientError::GaveUp`].
-    pub(super) fn send_json<T: serde::de::DeserializeOwned>(
-        &self,
-        build: &dyn Fn() -> RequestBuilder,
-    ) -> Result<T, ClientError> {
+    pub(super) fn send_json<T: serde::de::DeserializeOwned>(&self, build: Build<'_>) -> Result<T, ClientError> {
         self.retried(|| self.send_once(build)?.json())
     }
 
-    fn retried<T>(&self, attempt: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
+    pub(super) fn retried<T>(&self, attempt: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
         let mut backoff = self.server.backoff();
         loop {
-            let result = attempt();
-            self.server.note(&result);
-            match result {
-                Ok(value) => return Ok(value),
-                Err(error) => backoff.wait(error, self.server.cancel())?,
-            }
-        }
-    }
-
-    /// The token, or a new one if the service refused `refused`. One thread renews it for all.
-    fn token(&self, refused: Option<(&SecretString, ClientError)>) -> Result<SecretString, ClientError> {
-        let shared = &self.server.0;
-        let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&state.current, &refused) {
-            (Some(current), None) => return Ok(current.token.clone()),
-            (Some(current), Some((old, _))) if current.token.expose_secret() != old.expose_secret() => {
-                return Ok(current.token.clone());
-            }
-            _ => {}
-        }
-        if let Some(tokens) = state.current.take() {
-            match self.renewed(&tokens) {
-                Ok(Some(new)) => return Ok(state.current.insert(new).token.clone()),
-                Ok(None) => {}
-                Err(error) => {
-                    // The refresh token may still be good when the service can be reached again.
-                    state.current = Some(tokens);
-                    return Err(error);
+            match attempt() {
+                Ok(value) => {
+                    self.server.shared.is_known.store(true, Ordering::Relaxed);
+                    return Ok(value);
                 }
+                Err(error) => self.wait(&mut backoff, error)?,
             }
         }
-        let Credentials::Password(password) = &shared.options.credentials else {
-            let error = refused.map(|(_, error)| error);
-            return Err(error.unwrap_or_else(|| ClientError::Setup("no credentials".to_owned())));
-        };
-        if let Some(refusal) = &state.refusal {
-            return Err(refusal.clone().into());
-        }
-        let new = match self.retried(|| self.log_in(password)) {
-            Err(ClientError::Refused(refusal)) if refusal.status == 401 => {
-                state.refusal = Some(refusal.clone());
-                return Err(refusal.into());
-            }
-            result => result?,
-        };
-        self.store(&new);
-        Ok(state.current.insert(new).token.clone())
-    }
-
-    /// New tokens for refused ones. `None` if the refresh token is of no use either.
-    fn renewed(&self, refused: &Tokens) -> Result<Option<Tokens>, ClientError> {
-        if matches!(self.server.0.options.credentials, Credentials::Token(_)) {
-            return Ok(None);
-        }
-        let cache = self.server.0.options.token_cache.as_ref();
-        // Another process may be renewing the same tokens, or has done it. Without the lock, both may lose them.
-        let _lock = cache.map(TokenCache::lock);
-        if let Some(cached) = cache.and_then(TokenCache::load)
-            && cached.token.expose_secret() != refused.token.expose_secret()
-        {
-            return Ok(Some(cached));
-        }
-        let Some(refresh) = refused.refresh.clone() else { return Ok(None) };
-        let body = serde_json::to_vec(&api::Refresh { refresh_token: refresh }).map_err(std::io::Error::from)?;
-        match self.retried(|| self.post_for_tokens("/auth/refresh", body.clone())) {
-            Ok(new) => {
-                self.store(&new);
-                Ok(Some(new))
-            }
-            // Its answer may have been lost, so that it counts as used.
-            Err(error) if error.status().is_some_and(|status| matches!(status, 401 | 404)) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn store(&self, tokens: &Tokens) {
-        if let Some(cache) = &self.server.0.options.token_cache
-            && let Err(error) = cache.store(tokens)
-        {
-            tracing::warn!(%error, "cannot cache the token");
-            // A refresh token in it is used up. Its second use would end the log-in.
-            if let Err(error) = cache.remove() {
-                tracing::warn!(%error, "cannot remove the former token from the cache");
-            }
-        }
-    }
-
-    fn log_in(&self, Password { user, password }: &Password) -> Result<Tokens, ClientError> {
-        let login = api::Login { username: user.clone(), password: password.clone(), refresh: true };
-        self.post_for_tokens("/auth/login", serde_json::to_vec(&login).map_err(std::io::Error::from)?)
-    }
-
-    fn post_for_tokens(&self, path: &str, body: Vec<u8>) -> Result<Tokens, ClientError> {
-        self.server.cancel().check()?;
-        let request = self.connection.request(Method::POST, path).body(body);
-        let request = request.header("content-type", "application/json");
-        let api::Token { token, refresh_token, .. } = self.connection.send(request, READ_TIMEOUT)?.json()?;
-        Ok(Tokens { token: token.into(), refresh: refresh_token })
-    }
-
-    /// Logs in, even if there is a token.
-    ///
-    /// # Errors
-    /// The credentials are refused, or the service cannot be reached.
-    pub fn log_in_now(&self) -> Result<(), ClientError> {
-        *self.server.0.state.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
-        self.token(None).map(|_| ())
     }
 }

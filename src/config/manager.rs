@@ -26,8 +26,8 @@ pub enum Trust {
     System,
     /// `ca_certificate`: by an authority in this file, or by being a certificate in it.
     CaFile(PathBuf),
-    /// `fingerprint`: by having this SHA-256.
-    Fingerprint([u8; 32]),
+    /// `fingerprint`: by having this SHA-256, or one of several.
+    Fingerprint(Vec<[u8; 32]>),
     InsecureSkipVerify,
 }
 
@@ -106,7 +106,7 @@ impl Validator {
                 );
                 [0; 32]
             });
-            Trust::Fingerprint(parsed)
+            Trust::Fingerprint(vec![parsed])
         } else {
             optional(&keys.ca_certificate).map_or(Trust::System, |path| Trust::CaFile(path.into()))
         }

@@ -51,6 +51,13 @@ impl Platform {
         }
     }
 
+    /// The disks that the guests of this host have open, as far as that is known.
+    pub fn open_disks(self) -> HashSet<String> {
+        match self {
+            Self::OracleVm => oracle_vm::loop_devices::files(),
+        }
+    }
+
     /// Reads what the manager noted about the files of the repository `root`, if it did.
     pub fn read_file_notes(self, root: &Folder) -> Option<FileNotes> {
         match self {

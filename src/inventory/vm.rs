@@ -1,5 +1,6 @@
 //! A VM and its disks, independent of the platform that defines them.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use crate::model::VmId;
@@ -34,6 +35,12 @@ pub enum Problem {
 }
 
 impl Vm {
+    /// Whether it runs where the disks are open that `open` names. A disk that it shares or only reads says nothing.
+    pub fn runs_with(&self, open: &HashSet<String>) -> bool {
+        let own = self.disks.iter().flatten().filter(|disk| disk.writable && !disk.shared);
+        own.filter_map(Disk::file).any(|file| open.contains(file))
+    }
+
     /// Compares `id` with the uuid, which may differ from the name.
     pub fn has_uuid(&self, id: &VmId) -> bool {
         self.uuid.as_deref().and_then(|uuid| uuid.parse().ok()).as_ref() == Some(id)

@@ -44,7 +44,7 @@ pub(super) fn new(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<A
             let chain = if roots.is_empty() { None } else { Some(built_on(roots)?) };
             Rule::OneOf { path: path.clone(), certificates, chain }
         }
-        Trust::Fingerprint(digest) => Rule::Fingerprint(*digest),
+        Trust::Fingerprint(digests) => Rule::Fingerprint(digests.clone()),
         Trust::InsecureSkipVerify => Rule::Any,
     };
     Ok(Arc::new(Verifier { rule, algorithms: provider.signature_verification_algorithms }))
@@ -70,8 +70,8 @@ enum Rule {
         certificates: Vec<CertificateDer<'static>>,
         chain: Option<Arc<WebPkiServerVerifier>>,
     },
-    /// The certificate with this SHA-256.
-    Fingerprint([u8; 32]),
+    /// A certificate with one of these SHA-256.
+    Fingerprint(Vec<[u8; 32]>),
     Any,
 }
 
@@ -99,7 +99,9 @@ impl ServerCertVerifier for Verifier {
             Rule::Chain(chain) => on_chain(chain, "").err(),
             Rule::Fingerprint(named) => {
                 let found = digest(&SHA256, end_entity);
-                (found.as_ref() != named).then(|| format!("is not the one that is named, {}", fingerprint(named)))
+                let is_named = named.iter().any(|named| named == found.as_ref());
+                let all = || named.iter().map(|named| fingerprint(named)).collect::<Vec<_>>().join(" or ");
+                (!is_named).then(|| format!("is not the one that is named, {}", all()))
             }
             Rule::OneOf { certificates, .. } if certificates.iter().any(|certificate| certificate == end_entity) => {
                 None

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Connection, MB, Proxy, SNAPSHOTS, VM, World, eventually, write_at};
+use crate::harness::{Connection, MB, Proxy, SNAPSHOTS, VM, World, eventually, free_port, write_at};
 use crate::needs_root;
 use crate::python_client::client_at;
 use crate::python_package::{equals, folder, printed, run_script, script};
@@ -269,4 +269,31 @@ fn lost_response_to_a_creation_makes_no_second_snapshot() {
     let id = lines.next().unwrap().unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!((client.snapshot_ids(), proxy.cuts()), (vec![id], 1));
+}
+
+#[test]
+fn pull_goes_on_at_another_host_of_the_pool() {
+    needs_root!();
+    let (world, disk) = world();
+    let folder = folder(&world);
+    let proxies = [0, 1].map(|_| Proxy::start(world.exporter.port));
+    let url = |port: u16| format!("https://127.0.0.1:{port}");
+    let endpoint = [url(free_port()), url(proxies[0].port), url(proxies[1].port)].join(", ");
+    // The first is dead, and the second dies during the pull.
+    proxies[0].end_after(50 * MB);
+    let code = r#"
+client = login()
+snapshot, base = next_pull(client, vm, directory)
+[disk] = pull(client, vm, snapshot, directory, base)
+assert disk.fetched == disk.listed, disk
+print(client.host)
+for url in ("https://a,", "https://a,http://b", ",", ""):
+    assert "must look like" in str(error_of(Client, url, "token")), url
+"#;
+    let mut command = script(&world, proxies[0].port, folder.path(), code);
+    let said = printed(&command.env("EXPORTER", endpoint).output().unwrap());
+    assert_eq!(said.trim(), "127.0.0.1, 127.0.0.1, 127.0.0.1");
+    assert!(proxies[1].passed() > 90 * MB, "{} bytes", proxies[1].passed());
+    assert_eq!(world.client().snapshot_ids().len(), 1);
+    assert!(std::fs::read(folder.path().join("copy/a.img")).unwrap() == std::fs::read(&disk).unwrap());
 }

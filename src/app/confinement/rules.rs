@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::auth;
 use crate::config::{Config, Trust};
+use crate::inventory::oracle_vm::loop_devices;
 use crate::inventory::ovs_agent;
 use crate::store;
 use crate::sys::file_access::{Right, Rule};
@@ -13,7 +14,7 @@ use crate::sys::mounts::mount_point_of;
 const REPOSITORIES: &str = "/OVS/Repositories";
 
 /// Files of the host that the service reads: to find the manager and the guests, to name users, to identify the host,
-/// to verify servers, to know the local time, and to count processors.
+/// to verify servers, to know the local time, to count processors, and to see which disks guests have open.
 const HOST_FILES: &[&str] = &[
     "/etc/resolv.conf",
     "/etc/hosts",
@@ -44,6 +45,7 @@ const HOST_FILES: &[&str] = &[
     "/proc/sys/vm/overcommit_memory",
     "/sys/fs/cgroup",
     "/sys/devices/system/cpu",
+    loop_devices::DEVICES,
     "/dev/null",
     "/dev/random",
     "/dev/urandom",

@@ -1,6 +1,6 @@
 //! The list of VMs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::catalog::{Missing, VmList};
@@ -20,6 +20,8 @@ pub(crate) struct Listing {
     inventory: Arc<VmList>,
     /// One per VM, in their order.
     summaries: Vec<VmSummary>,
+    /// The disks that the guests of this host have open.
+    open: HashSet<String>,
 }
 
 /// The decision about a snapshot of a VM.
@@ -38,13 +40,13 @@ struct DiskSummary {
 
 impl Listing {
     /// The list of the VMs in `inventory`. `files` examines their disks.
-    pub(super) fn of(inventory: Arc<VmList>, mut files: DiskFiles<'_>) -> Self {
+    pub(super) fn of(inventory: Arc<VmList>, mut files: DiskFiles<'_>, open: HashSet<String>) -> Self {
         let mut summaries = Vec::with_capacity(inventory.vms.len());
         for page in inventory.vms.chunks(PAGE) {
             files.inspect(page);
             summaries.extend(page.iter().map(|vm| VmSummary::about(vm, &files)));
         }
-        Self { inventory, summaries }
+        Self { inventory, summaries, open }
     }
 
     /// The entry at `index`, or nothing after the last. `Some(None)` if `view` does not include its VM.
@@ -61,7 +63,7 @@ impl Listing {
                 return Some(None);
             }
             let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
-            let document = to_wire(vm, ids, summary, view);
+            let document = to_wire(vm, ids, summary, view, &self.open);
             return Some(Some(api::Vm { snapshots_incomplete: may_have_more(vm), ..document }));
         }
         let mut unknown = self.inventory.missing.iter().filter(|missing| !missing.is_cached);
@@ -99,8 +101,14 @@ impl VmSummary {
 }
 
 /// The document of one VM, whose disks `files` has examined.
-pub(super) fn describe(vm: &Vm, snapshots: &[SnapshotId], files: &DiskFiles<'_>, view: &View) -> api::Vm {
-    to_wire(vm, snapshots, &VmSummary::about(vm, files), view)
+pub(super) fn describe(
+    vm: &Vm,
+    snapshots: &[SnapshotId],
+    files: &DiskFiles<'_>,
+    view: &View,
+    open: &HashSet<String>,
+) -> api::Vm {
+    to_wire(vm, snapshots, &VmSummary::about(vm, files), view, open)
 }
 
 /// An entry for unknown VMs: their repository, or ovs-agent's list of repositories, has never been read. Without it,
@@ -111,6 +119,7 @@ fn placeholder(missing: &Missing) -> api::Vm {
         name: missing.repository.as_ref().map_or("ovs-agent", RepositoryId::as_str).to_owned(),
         uuid: String::new(),
         snapshot_compatible: false,
+        runs_here: None,
         snapshots: Vec::new(),
         snapshots_incomplete: false,
         status: api::Status::Error,
@@ -121,13 +130,14 @@ fn placeholder(missing: &Missing) -> api::Vm {
     }
 }
 
-fn to_wire(vm: &Vm, snapshots: &[SnapshotId], summary: &VmSummary, view: &View) -> api::Vm {
+fn to_wire(vm: &Vm, snapshots: &[SnapshotId], summary: &VmSummary, view: &View, open: &HashSet<String>) -> api::Vm {
     let disks = vm.disks.as_deref().unwrap_or_default();
     api::Vm {
         friendly_name: vm.friendly_name.clone(),
         name: vm.name.clone(),
         uuid: vm.uuid.clone().unwrap_or_else(|| vm.id.as_ref().map(VmId::dashed).unwrap_or_default()),
         snapshot_compatible: summary.reason.is_none(),
+        runs_here: vm.runs_with(open).then_some(true),
         snapshots: snapshots.iter().map(SnapshotId::to_string).collect(),
         snapshots_incomplete: false,
         permissions: vm.id.as_ref().map(|id| view.permissions(id, None)).unwrap_or_default(),

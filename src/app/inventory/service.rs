@@ -168,7 +168,8 @@ impl Inventory {
             let listing = inventory.listings.get(|| {
                 let list = inventory.catalog.list(&inventory.repositories())?;
                 let files = inventory.disk_files(&list.vms, false);
-                Ok(Arc::new(Listing::of(Arc::clone(&list), files)))
+                let open = inventory.catalog.platform.open_disks();
+                Ok(Arc::new(Listing::of(Arc::clone(&list), files, open)))
             });
             let snapshots = inventory.visible_snapshots(&view)?;
             Ok((listing?, snapshots, unsearched, view))
@@ -205,6 +206,7 @@ impl Inventory {
             let view = inventory.view(&session)?;
             let (list, vm) = inventory.find_vm(&id)?;
             let unsearched = inventory.unsearched();
+            let open = inventory.catalog.platform.open_disks();
             let mut files = inventory.disk_files(&list.vms, false);
             files.inspect(std::slice::from_ref(&vm));
             let snapshots = match &vm.id {
@@ -213,7 +215,7 @@ impl Inventory {
             };
             let visible = snapshots.iter().filter(|snapshot| view.includes(snapshot));
             let ids: Vec<_> = visible.map(|snapshot| snapshot.id).collect();
-            let document = list_vms::describe(&vm, &ids, &files, &view);
+            let document = list_vms::describe(&vm, &ids, &files, &view, &open);
             Ok(api::Vm { snapshots_incomplete: inventory.may_have_more(&unsearched, vm.id.as_ref()), ..document })
         })
         .await

@@ -17,8 +17,8 @@ pub struct ServerArgs {
     /// Trust this authority, or this certificate, instead of those of the system
     #[arg(long, value_name = "FILE", env = "EXPORTER_CACERT")]
     pub cacert: Option<PathBuf>,
-    /// Trust the certificate with this SHA-256 alone
-    #[arg(long, value_name = "SHA256", conflicts_with = "cacert")]
+    /// Trust the certificate with this SHA-256 alone; for the hosts of a pool perhaps several, separated by commas
+    #[arg(long, value_name = "SHA256,…", conflicts_with = "cacert")]
     pub fingerprint: Option<String>,
     /// Give up when nothing has succeeded for this long
     #[arg(long, value_name = "DURATION", default_value = "2m")]
@@ -68,7 +68,8 @@ pub enum Quiesce {
 
 #[derive(Clone, Debug, Args)]
 pub struct BackupArgs {
-    /// Addresses of services such as https://host:5544, or names of profiles; then the VMs, by name or id
+    /// Addresses of services such as https://host:5544, or names of profiles; then the VMs, by name or id. The hosts of
+    /// one pool are one service: https://a:5544,https://b:5544
     #[arg(required = true, value_name = "SERVER|VM")]
     pub targets: Vec<String>,
     /// Back up all VMs
@@ -163,7 +164,8 @@ pub struct VerifyArgs {
     /// Only this restore point: the start of its id, or a time
     #[arg(long, value_name = "TIME|ID")]
     pub at: Option<String>,
-    /// Compare the newest point of each VM with its snapshot on this service, without moving data
+    /// Compare the newest point of each VM with its snapshot on this service, without moving data. The hosts of one pool
+    /// are separated by commas
     #[arg(long, value_name = "SERVER")]
     pub against: Option<String>,
     #[command(flatten)]
@@ -200,7 +202,7 @@ pub struct PruneArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct CatArgs {
-    /// The address of the service, or the name of a profile
+    /// The address of the service, those of the hosts of one pool separated by commas, or the name of a profile
     pub service: String,
     /// The disk, as VM/SNAPSHOT/DISK
     pub disk: String,
@@ -213,7 +215,7 @@ pub struct CatArgs {
 
 #[derive(Clone, Debug, Args)]
 pub struct LoginArgs {
-    /// The address of the service, or the name of a profile
+    /// The address of the service, those of the hosts of one pool separated by commas, or the name of a profile
     pub service: String,
     #[command(flatten)]
     pub server: ServerArgs,

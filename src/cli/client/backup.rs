@@ -1,12 +1,13 @@
 //! `backup`: the next restore point of each VM.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use serde_json::json;
 
 use super::args::{BackupArgs, ImageFormat};
+use super::ask::{self, Found, FoundVm};
 use super::connect::{connect, is_service};
 use super::exit::{self, NotAsked, UsageError};
 use super::profile::Profiles;
@@ -20,19 +21,17 @@ use crate::cli::terminal::{self, Lines};
 use crate::client::{Cancel, NewSnapshot, Server};
 use crate::config;
 
-/// Services that are asked at once for their VMs.
-const SERVICES_AT_ONCE: usize = 64;
-
 /// A VM and the service that has it.
 struct Job<'a> {
     host: &'a Host,
     vm: PointVm,
+    server: Server,
 }
 
 struct Host {
     server: Server,
     features: Features,
-    vms: Vec<api::Vm>,
+    vms: Vec<FoundVm>,
     options: Options,
 }
 
@@ -79,13 +78,14 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|service| connect(service, &args.server, &profiles, &cancel))
         .collect::<anyhow::Result<_>>()?;
+    check_distinct(&servers)?;
     let directory = BackupDir::open_or_create(&args.to)?;
 
     let (mut failures, mut hosts) = (Vec::new(), Vec::new());
-    for (server, found) in servers.iter().zip(ask_all(&servers)) {
-        match found.and_then(|(features, vms)| Host::new(server, features, vms, args, &request, rate)) {
+    for (server, found) in servers.iter().zip(ask::all(&servers)) {
+        match found.and_then(|found| Host::new(server, found, args, &request, rate)) {
             Ok(host) => hosts.push(host),
-            Err(error) => failures.push(Failure { what: server.address().to_string(), error }),
+            Err(error) => failures.push(Failure { what: server.to_string(), error }),
         }
     }
     let jobs = choose(&hosts, args, &names, &mut failures);
@@ -101,8 +101,7 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
 impl Host {
     fn new(
         server: &Server,
-        features: Features,
-        vms: Vec<api::Vm>,
+        Found { features, vms }: Found,
         args: &BackupArgs,
         request: &NewSnapshot,
         rate: Option<u64>,
@@ -122,14 +121,20 @@ impl Host {
     }
 }
 
-/// Asks all services at once what they can do, and for their VMs.
-fn ask_all(servers: &[Server]) -> Vec<anyhow::Result<(Features, Vec<api::Vm>)>> {
-    let ask = |server: &Server| -> anyhow::Result<(Features, Vec<api::Vm>)> {
-        let client = server.client()?;
-        let capabilities = client.capabilities()?;
-        Ok((Features::of(capabilities.as_ref()), client.vms()?))
-    };
-    threads::map("ask", SERVICES_AT_ONCE, servers.iter().collect(), ask)
+/// A host of two services would be two pools at once.
+fn check_distinct(servers: &[Server]) -> Result<(), UsageError> {
+    let mut pools = HashMap::new();
+    for (number, server) in servers.iter().enumerate() {
+        for host in server.hosts() {
+            let shown = host.address.to_string();
+            if pools.insert(shown.clone(), number).is_some_and(|other| other != number) {
+                return Err(UsageError(format!(
+                    "{shown} is named twice; name each service once, and each host in one pool"
+                )));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn request(args: &BackupArgs) -> Result<NewSnapshot, UsageError> {
@@ -146,13 +151,14 @@ fn request(args: &BackupArgs) -> Result<NewSnapshot, UsageError> {
 /// The VMs to back up. A VM that several services have is backed up from the first. `failures` has the services that
 /// could not be asked.
 fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures: &mut Vec<Failure>) -> Vec<Job<'a>> {
-    let is_called = |vm: &api::Vm, name: &str| vm.name == name || vm.uuid == name || vm.friendly_name == name;
+    let is_called =
+        |FoundVm { vm, .. }: &FoundVm, name: &str| vm.name == name || vm.uuid == name || vm.friendly_name == name;
     let (mut jobs, mut taken) = (Vec::new(), HashSet::new());
     let not_asked = NotAsked::of(failures.iter().map(|Failure { what, error }| (what.as_str(), exit::status(error))));
     // A service on which a snapshot is possible comes before the others.
     let of_hosts = |host: &'a Host| host.vms.iter().map(move |vm| (host, vm));
-    let mut all: Vec<(&Host, &api::Vm)> = hosts.iter().flat_map(of_hosts).collect();
-    all.sort_by_key(|(_, vm)| !vm.snapshot_compatible);
+    let mut all: Vec<(&Host, &FoundVm)> = hosts.iter().flat_map(of_hosts).collect();
+    all.sort_by_key(|(_, found)| !found.vm.snapshot_compatible);
     let all = || all.iter().copied();
     for name in &args.exclude {
         if !all().any(|(_, vm)| is_called(vm, name)) {
@@ -160,13 +166,13 @@ fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures:
             terminal::notice(format_args!("--exclude {name}: {which} has a VM of this name"));
         }
     }
-    let mut add = |host: &'a Host, vm: &'a api::Vm, failures: &mut Vec<Failure>| {
+    let mut add = |host: &'a Host, FoundVm { vm, host: own }: &'a FoundVm, failures: &mut Vec<Failure>| {
         if !taken.insert(vm.name.as_str()) {
             return;
         }
         if vm.snapshot_compatible {
             let vm = PointVm { id: vm.name.clone(), name: vm.friendly_name.clone(), uuid: vm.uuid.clone() };
-            jobs.push(Job { host, vm });
+            jobs.push(Job { host, vm, server: host.server.beginning_at(*own) });
         } else {
             let reason = vm.reason.clone().unwrap_or_else(|| "a snapshot of it is not possible".to_owned());
             let what = if vm.friendly_name.is_empty() { &vm.name } else { &vm.friendly_name };
@@ -183,7 +189,7 @@ fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures:
     }
     for name in names {
         let found: Vec<_> = all().filter(|(_, vm)| is_called(vm, name)).collect();
-        let ids: HashSet<&str> = found.iter().map(|(_, vm)| vm.name.as_str()).collect();
+        let ids: HashSet<&str> = found.iter().map(|(_, it)| it.vm.name.as_str()).collect();
         match found.as_slice() {
             [] => {
                 let error = match &not_asked {
@@ -203,7 +209,7 @@ fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures:
 }
 
 fn no_vm(hosts: &[Host]) -> anyhow::Error {
-    let address = hosts.first().map(|host| host.server.address().to_string()).unwrap_or_default();
+    let address = hosts.first().map(|host| host.server.to_string()).unwrap_or_default();
     let of_one = if hosts.len() > 1 { " those of one" } else { " them" };
     anyhow!("no service has a VM of this name; the command vms --server {address} lists{of_one}")
 }
@@ -215,9 +221,9 @@ fn work(
     directory: &BackupDir,
     progress: &dyn Progress,
 ) -> (Vec<(PointVm, Done)>, Vec<Failure>) {
-    let results = threads::map("job", args.jobs, jobs, |Job { host, vm }| {
-        let Host { server, features, options, .. } = host;
-        let backup = VmBackup { server, features, directory, vm: vm.clone(), options, progress };
+    let results = threads::map("job", args.jobs, jobs, |Job { host, vm, server }| {
+        let Host { features, options, .. } = host;
+        let backup = VmBackup { server: &server, features, directory, vm: vm.clone(), options, progress };
         let result = if args.dry_run {
             backup.estimate().map(Done::Estimate)
         } else {

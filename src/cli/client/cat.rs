@@ -104,7 +104,7 @@ impl Source<'_> {
             }
             range.start += sink.written;
             if let Err(error) = result {
-                backoff.wait(error, self.client.server().cancel())?;
+                self.client.wait(&mut backoff, error)?;
             }
         }
         Ok(())

@@ -13,38 +13,49 @@ use super::exit::UsageError;
 use super::profile::{self, Profile, Profiles};
 use crate::cli::terminal;
 use crate::client::{
-    Address, Cancel, ClientError, Credentials, Password, Server, ServerOptions, TokenCache, read_private,
+    Address, Cancel, Credentials, Host, Notice, Password, Server, ServerOptions, TokenCache, read_private,
 };
 use crate::config::{self, Trust};
 
 /// Whether `target` names a service.
 pub fn is_service(target: &str, profiles: &Profiles) -> bool {
-    target.contains("://") || profiles.named(target).is_some()
+    let is_profile = |name: &str| profiles.named(name).is_some();
+    target.contains("://") || is_profile(target) || target.split(',').all(is_profile)
 }
 
-/// A service that `name` means: an address, or the name of a profile.
+/// What `name` means: the addresses of a service, and its profile.
+///
+/// # Errors
+/// It is neither an address, nor several of one pool, nor the name of a profile.
+pub fn find(name: &str, profiles: &Profiles) -> Result<(Vec<Address>, Profile), UsageError> {
+    let named = profiles.named(name);
+    let url = named.map_or(name, |profile| &profile.url);
+    if !url.contains("://") && !url.contains(',') {
+        let problem = format!("{name:?} is neither the address of a service (https://host:5544) nor a profile");
+        return Err(UsageError(problem));
+    }
+    let hosts = Address::parse_pool(url).map_err(UsageError)?;
+    let profile = named.or_else(|| profiles.of_hosts(&hosts)).cloned().unwrap_or_default();
+    Ok((hosts, profile))
+}
+
+/// A service that `name` means: an address, several of one pool, or the name of a profile.
 ///
 /// # Errors
 /// The arguments contradict each other, or there are no credentials.
 pub fn connect(name: &str, args: &ServerArgs, profiles: &Profiles, cancel: &Cancel) -> anyhow::Result<Server> {
-    let profile = profiles.named(name).or_else(|| profiles.of_url(name)).cloned().unwrap_or_default();
-    let url = if name.contains("://") { name } else { &profile.url };
-    if url.is_empty() {
-        let problem = format!("{name:?} is neither the address of a service (https://host:5544) nor a profile");
-        return Err(UsageError(problem).into());
-    }
-    let address = Address::parse(url).map_err(UsageError)?;
+    let (addresses, profile) = find(name, profiles)?;
     let user = args.user.clone().or_else(|| profile.user.clone());
-    let cache = token_cache(&address, user.as_deref());
+    let of_pool = addresses.into_iter().map(|address| host(address, user.as_deref()));
+    let hosts: Vec<Host> = of_pool.collect();
     let patience = config::parse_duration(&args.patience)
         .ok_or_else(|| UsageError(format!("--patience {:?}: expected 2m, 1h30m or 90s", args.patience)))?;
     let options = ServerOptions {
         trust: trust(args, &profile)?,
-        credentials: credentials(args, &profile, &address, user, cache.as_ref())?,
-        address,
-        token_cache: cache,
+        credentials: credentials(args, &profile, &hosts, user)?,
+        hosts,
         patience,
-        on_wait: say_waiting,
+        on_notice: say,
         cancel: cancel.clone(),
     };
     Ok(Server::new(options))
@@ -60,34 +71,51 @@ pub fn connect_cached(
     profile: &Profile,
     user: Option<&str>,
 ) -> anyhow::Result<Option<Server>> {
-    let cache = token_cache(&address, user).filter(|cache| cache.load().is_some());
-    let Some(cache) = cache else { return Ok(None) };
+    let host = host(address, user);
+    if !has_token(&host) {
+        return Ok(None);
+    }
     Ok(Some(Server::new(ServerOptions {
         trust: trust(args, profile)?,
         credentials: Credentials::Cached,
-        address,
-        token_cache: Some(cache),
+        hosts: vec![host],
         patience: Duration::ZERO,
-        on_wait: say_waiting,
+        on_notice: say,
         cancel: Cancel::default(),
     })))
 }
 
-/// Says at once why nothing happens, and for how long.
-fn say_waiting(service: &Address, error: &ClientError, patience: Duration) {
-    let patience = jiff::SignedDuration::try_from(patience).unwrap_or(jiff::SignedDuration::MAX);
-    terminal::notice(format_args!("{service}: {error}; trying again for up to {patience:#} (--patience)"));
+/// Says at once why nothing happens, or why it happens at another host.
+fn say(notice: &Notice<'_>) {
+    match notice {
+        Notice::Waits { service, error, patience } => {
+            let patience = jiff::SignedDuration::try_from(*patience).unwrap_or(jiff::SignedDuration::MAX);
+            terminal::notice(format_args!("{service}: {error}; trying again for up to {patience:#} (--patience)"));
+        }
+        Notice::GoesOn { error, with } => terminal::notice(format_args!("{error}; going on with {with}")),
+        Notice::NotOfPool { host, has, what } => terminal::notice(format_args!(
+            "{host} does not have {what} that {has} has, so it is not of the same pool and is not asked again; leave it out"
+        )),
+    }
+}
+
+fn host(address: Address, user: Option<&str>) -> Host {
+    let token_cache = token_cache(&address, user);
+    Host { address, token_cache }
+}
+
+fn has_token(host: &Host) -> bool {
+    host.token_cache.as_ref().and_then(TokenCache::load).is_some()
 }
 
 /// The service on this host, by its socket.
 pub fn connect_local(path: PathBuf, cancel: &Cancel) -> Server {
     Server::new(ServerOptions {
-        address: Address::Unix(path),
+        hosts: vec![Host { address: Address::Unix(path), token_cache: None }],
         trust: Trust::System,
         credentials: Credentials::Peer,
-        token_cache: None,
         patience: Duration::ZERO,
-        on_wait: say_waiting,
+        on_notice: say,
         cancel: cancel.clone(),
     })
 }
@@ -106,9 +134,11 @@ fn trust(args: &ServerArgs, profile: &Profile) -> anyhow::Result<Trust> {
         (Some(_), Some(_)) => bail!(UsageError("a profile has ca_certificate and fingerprint; keep one".to_owned())),
         (Some(path), None) => Ok(Trust::CaFile(path.clone())),
         (None, Some(text)) => {
-            let problem =
-                || UsageError(format!("{text:?} is no SHA-256 of a certificate: expected 64 hexadecimal digits"));
-            Ok(Trust::Fingerprint(config::parse_fingerprint(text).ok_or_else(problem)?))
+            let one = |text: &str| {
+                let problem = format!("{text:?} is no SHA-256 of a certificate: expected 64 hexadecimal digits");
+                config::parse_fingerprint(text).ok_or(UsageError(problem))
+            };
+            Ok(Trust::Fingerprint(text.split(',').map(str::trim).map(one).collect::<Result<_, _>>()?))
         }
         (None, None) => Ok(Trust::System),
     }
@@ -117,9 +147,8 @@ fn trust(args: &ServerArgs, profile: &Profile) -> anyhow::Result<Trust> {
 fn credentials(
     args: &ServerArgs,
     profile: &Profile,
-    address: &Address,
+    hosts: &[Host],
     user: Option<String>,
-    cache: Option<&TokenCache>,
 ) -> anyhow::Result<Credentials> {
     if let Some(token) = variable("EXPORTER_TOKEN")? {
         return Ok(Credentials::Token(token));
@@ -133,10 +162,10 @@ fn credentials(
     match (user, password) {
         (Some(user), Some(password)) => Ok(Credentials::Password(Password { user, password })),
         (user, None) => {
-            if cache.and_then(TokenCache::load).is_some() {
+            if hosts.iter().any(has_token) {
                 return Ok(Credentials::Cached);
             }
-            ask(address, user)
+            ask(&hosts[0].address, user)
         }
         (None, Some(_)) => {
             Err(UsageError("the password has no user; give --user or EXPORTER_USERNAME".to_owned()).into())

@@ -1,6 +1,7 @@
 //! The commands of the client.
 
 pub(super) mod args;
+mod ask;
 mod backup;
 mod cat;
 pub(super) mod connect;

@@ -9,13 +9,17 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 
+use crate::client::Address;
+
 const DIRECTORY: &str = "coriolis-ovm-exporter";
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
+    /// Of a pool, the addresses of its hosts with commas between them.
     pub url: String,
     pub ca_certificate: Option<PathBuf>,
+    /// Of a pool, perhaps several with commas between them.
     pub fingerprint: Option<String>,
     pub user: Option<String>,
     /// Readable only by its owner.
@@ -53,9 +57,13 @@ impl Profiles {
         self.0.get(name)
     }
 
-    /// The profile of the service at `url`.
-    pub fn of_url(&self, url: &str) -> Option<&Profile> {
-        self.0.values().find(|profile| profile.url.trim_end_matches('/') == url.trim_end_matches('/'))
+    /// The profile of the service that has all of these hosts.
+    pub fn of_hosts(&self, hosts: &[Address]) -> Option<&Profile> {
+        let has_all = |profile: &&Profile| {
+            let own = Address::parse_pool(&profile.url).unwrap_or_default();
+            hosts.iter().all(|host| own.contains(host))
+        };
+        self.0.values().find(has_all)
     }
 }
 

@@ -11,8 +11,9 @@ use crate::config;
 /// The service that a command asks: by default the one that runs on this host.
 #[derive(Clone, Debug, Args)]
 pub struct TargetArgs {
-    /// Ask another service: its address, such as https://host:5544, or the name of a profile
-    #[arg(long, value_name = "URL|PROFILE", conflicts_with = "socket", help_heading = "Service")]
+    /// Ask another service: its address, such as https://host:5544, those of the hosts of one pool separated by commas, or
+    /// the name of a profile
+    #[arg(long, value_name = "URL,…|PROFILE", conflicts_with = "socket", help_heading = "Service")]
     pub server: Option<String>,
     /// The Unix socket of the service on this host [default: api.socket of the config]
     #[arg(long, value_name = "PATH", help_heading = "Service")]

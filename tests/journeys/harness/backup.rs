@@ -13,7 +13,8 @@ pub struct Backup {
     home: TempDir,
     pub directory: PathBuf,
     url: String,
-    ca: PathBuf,
+    /// `None`: the client trusts what its arguments say.
+    ca: Option<PathBuf>,
 }
 
 impl Backup {
@@ -27,13 +28,24 @@ impl Backup {
             home: tempfile::tempdir().unwrap(),
             directory: target.join("backups"),
             url: format!("https://127.0.0.1:{}", exporter.port),
-            ca: certificates.ca(),
+            ca: Some(certificates.ca()),
         }
     }
 
     /// The same client, through a proxy at `port`.
     pub fn through(self, port: u16) -> Self {
         Self { url: format!("https://127.0.0.1:{port}"), ..self }
+    }
+
+    /// The same client, of the pool that has hosts at these ports.
+    pub fn of_pool(self, ports: &[u16]) -> Self {
+        let urls: Vec<String> = ports.iter().map(|port| format!("https://127.0.0.1:{port}")).collect();
+        Self { url: urls.join(","), ..self }
+    }
+
+    /// The same client, without an authority in its environment.
+    pub fn without_authority(self) -> Self {
+        Self { ca: None, ..self }
     }
 
     pub fn url(&self) -> &str {
@@ -50,7 +62,8 @@ impl Backup {
             .env("HOME", self.home.path())
             .env("EXPORTER_USERNAME", USER)
             .env("EXPORTER_PASSWORD", PASSWORD)
-            .env("EXPORTER_CACERT", &self.ca)
+            .env_remove("EXPORTER_CACERT")
+            .envs(self.ca.iter().map(|ca| ("EXPORTER_CACERT", ca)))
             .stdin(Stdio::null());
         command
     }

@@ -30,6 +30,7 @@ struct State {
     /// All bytes of the service so far.
     passed: u64,
     accepted: u64,
+    refused: u64,
     connections: Vec<TcpStream>,
     ends: bool,
 }
@@ -60,6 +61,7 @@ impl Proxy {
                     return;
                 }
                 if state.refuses {
+                    state.refused += 1;
                     continue;
                 }
                 let Ok(service) = TcpStream::connect(("127.0.0.1", to)) else { continue };
@@ -112,6 +114,12 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
+    /// Cuts all connections now, and refuses others until [`Self::accept`].
+    pub fn die(&self) {
+        self.shared.state.lock().unwrap().refuses_after_cut = true;
+        self.cut();
+    }
+
     /// Breaks each connection after this many bytes of the service: every second one by a cut, the others by a bit that
     /// is flipped.
     pub fn break_each_after(&self, bytes: u64) {
@@ -126,6 +134,11 @@ impl Proxy {
     /// All connections that were accepted.
     pub fn connections(&self) -> u64 {
         self.shared.state.lock().unwrap().accepted
+    }
+
+    /// All connections that were refused.
+    pub fn refused(&self) -> u64 {
+        self.shared.state.lock().unwrap().refused
     }
 
     /// How often the connections were cut.

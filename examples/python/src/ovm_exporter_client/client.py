@@ -7,7 +7,7 @@ that use it only change the import. Arguments after `*` are new.
 import json
 import threading
 import uuid
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Union, cast
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union, cast
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -15,13 +15,14 @@ import requests
 from .disk import DiskReader
 from .documents import Capabilities, Checksum, Chunk, Json, Repository, Snapshot, Vm
 from .errors import USAGE, ClientError, ServiceError, parse
-from .retries import TRANSIENT, Attempts
+from .retries import BROKEN, TRANSIENT, Attempts
 
 CONNECT_TIMEOUT = 30  # seconds
 CALL_TIMEOUT = 900    # seconds for a response: a snapshot runs hooks, a comparison reads disks
 LOGIN = "/auth/login"
 REFRESH = "/auth/refresh"
 LOGOUT = "/auth/logout"
+ELSEWHERE = (502, 503, 504)  # statuses after which another host of a pool is asked
 Query = Dict[str, Union[str, int]]
 
 
@@ -34,13 +35,13 @@ class Client:
 
     def __init__(self, endpoint: str, token: Optional[str], *, cacert: Optional[str] = None,
                  insecure: bool = False) -> None:
-        """Use a token that is known already. `cacert` is the PEM file of the CA of the service's certificate."""
-        parts = urlsplit(endpoint)
-        if parts.scheme != "https" or not parts.hostname or parts.username or parts.query or parts.fragment:
-            raise ClientError("the URL of the service must look like https://host:5544", USAGE)
-        self.host = parts.hostname
-        path = parts.path.rstrip("/")
-        self._base = f"https://{parts.netloc}{path}" + ("" if path.endswith("/api/v1") else "/api/v1")
+        """Use a token that is known already. `cacert` is the PEM file of the CA of the service's certificate.
+
+        The `endpoint` may be several URLs with commas between them: the hosts of one pool. If one fails, the
+        next one is asked.
+        """
+        self._hosts = [base_of(url.strip()) for url in endpoint.split(",")]
+        self._current = 0
         self._verify: Union[bool, str] = False if insecure else cacert or True
         self._token = token
         self._credentials: Optional[Json] = None
@@ -57,6 +58,11 @@ class Client:
         client._credentials = {"username": username, "password": password, "refresh": True}
         client._log_in()
         return client
+
+    @property
+    def host(self) -> str:
+        """The name of the host, or those of a pool."""
+        return ", ".join(name for name, _ in self._hosts)
 
     @property
     def token(self) -> str:
@@ -259,9 +265,22 @@ class Client:
             sent["Authorization"] = f"Bearer {token}"
         if body is not None:
             sent["Content-Type"] = "application/json"
-        return self._session().request(
-            method, self._base + path, params=query, data=None if body is None else json.dumps(body), headers=sent,
-            timeout=(CONNECT_TIMEOUT, timeout), allow_redirects=False, stream=True)
+        asked = self._current
+        try:
+            answer = self._session().request(
+                method, self._hosts[asked][1] + path, params=query, data=None if body is None else json.dumps(body),
+                headers=sent, timeout=(CONNECT_TIMEOUT, timeout), allow_redirects=False, stream=True)
+        except BROKEN:
+            self._go_on(asked)
+            raise
+        if answer.status_code in ELSEWHERE:
+            self._go_on(asked)
+        return answer
+
+    def _go_on(self, failed: int) -> None:
+        """Ask the next host of the pool, unless another thread does that already."""
+        if self._current == failed:
+            self._current = (failed + 1) % len(self._hosts)
 
     def _session(self) -> requests.Session:
         """Return the session of this thread: `requests` does not promise that threads can share one."""
@@ -271,6 +290,15 @@ class Client:
             session.trust_env = False  # a .netrc would replace the token
             session.verify = self._verify
         return session
+
+
+def base_of(url: str) -> Tuple[str, str]:
+    """Return the host of a URL, and the start of the URLs of its API."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise ClientError("the URL of the service must look like https://host:5544", USAGE)
+    path = parts.path.rstrip("/")
+    return parts.hostname, f"https://{parts.netloc}{path}" + ("" if path.endswith("/api/v1") else "/api/v1")
 
 
 def route(*components: str) -> str:

@@ -30,6 +30,7 @@ class Vm(TypedDict, total=False):
     uuid: str
     disks: List[VmDisk]
     snapshot_compatible: bool
+    runs_here: Optional[bool]
     snapshots: List[str]
     status: str
     reason: str
