@@ -31,7 +31,7 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
             strace:strace b3sum:b3sum db5.3_load:db5.3-util ldd:libc-bin readelf:binutils setpriv:util-linux \
             fsfreeze:util-linux sqlite3:sqlite3 chattr:e2fsprogs systemd-analyze:systemd \
             qemu-storage-daemon:qemu-system-common
-# For the guest that runs the tests on OCFS2.
+# For the guests of the tests on OCFS2.
 # The README's commands need the tools of the last line.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs gdb:gdb findmnt:util-linux qemu-img:qemu-utils \
@@ -263,7 +263,7 @@ check: rust deps-check hadolint mypy
 	tests/yanked
 	shellcheck tests/words tests/yanked tests/reproducible .ci/dist examples/demo/demo.sh examples/systemd/verify packaging/build packaging/first-steps packaging/el6/install \
 		packaging/deb/preinst packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm \
-		tests/packages/boot tests/packages/prepare tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run \
+		tests/packages/boot tests/packages/prepare tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/machine tests/ocfs2/prepare tests/pool/boot tests/pool/node .ci/run \
 		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 
 use super::clone::{self, Source, Target};
 use super::executor::{Executor, JobKind, Unresponsive};
+use super::vm_lock::LocalLocks;
 use super::{SNAPSHOTS, SUPPORTED_FILE_SYSTEMS};
 use crate::sys::folder::{Folder, UnexpectedEntry};
 use crate::sys::{fiemap, fsinfo, mounts};
@@ -35,12 +36,8 @@ pub enum Unclonable {
          the snapshot would turn the repository read-only; release the space (truncate --size={size} {path})"
     )]
     ReservedPastEnd { path: String, size: u64 },
-    /// A service on another server would not see that a VM is locked.
-    #[error(
-        "the file system is mounted with localflocks, so other servers of the pool would not see that a VM is \
-         locked; mount it without that option on all of them"
-    )]
-    LocalLocks,
+    #[error(transparent)]
+    LocalLocks(#[from] LocalLocks),
     /// The name of the snapshot folder belongs to a link or a file.
     #[error("{0}; remove it, and the service will create the snapshot folder")]
     SnapshotsNotAFolder(String),
@@ -141,7 +138,7 @@ fn try_clone(root: &Folder) -> Result<(), Unclonable> {
         return Err(Unclonable::UnsupportedFileSystem(name));
     }
     if mounts::keeps_locks_local(root.metadata().map_err(failed)?.dev()).map_err(failed)? {
-        return Err(Unclonable::LocalLocks);
+        return Err(LocalLocks.into());
     }
     remove_old_trials(root);
     let trial = Trial::new(root);

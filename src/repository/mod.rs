@@ -35,6 +35,7 @@ use crate::model::layout::CONTENT;
 use crate::model::{DiskName, RepositoryId, SnapshotId};
 use crate::sys::folder;
 use crate::sys::fsinfo::{self, Space};
+use crate::sys::mounts;
 use crate::sys::volume;
 use executor::{Access, JobKind, Pending};
 
@@ -46,6 +47,7 @@ pub use locate::{AssignedPath, LocatedDisk, PathError, assign};
 pub use map::MapError;
 pub use page_cache_policy::{PageCachePolicy, Read};
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
+pub use vm_lock::LocalLocks;
 
 pub use crate::sys::folder::{Folder, UnexpectedEntry};
 
@@ -70,6 +72,18 @@ pub struct Mounted {
     /// As mount(8) spells it, such as `ocfs2`.
     pub file_system: String,
     pub space: Space,
+    /// OCFS2 that hosts can share, mounted with `localflocks`.
+    pub keeps_locks_local: bool,
+}
+
+impl Mounted {
+    /// Why no snapshots can be made and deleted there.
+    pub fn restriction(&self) -> Option<String> {
+        if self.space.is_read_only {
+            return Some("is mounted read-only".to_owned());
+        }
+        self.keeps_locks_local.then(|| format!("{}; {}", LocalLocks::PROBLEM, LocalLocks::REMEDY))
+    }
 }
 
 /// Why a repository cannot be used.
@@ -198,6 +212,12 @@ impl Repository {
         self.resolved() != other.resolved() && self.spellings().any(is_below)
     }
 
+    /// Whether other hosts would not see its locks: [`LocalLocks`]. Nothing of the repository is accessed, so this does
+    /// not hang with it.
+    pub fn keeps_locks_local(&self) -> bool {
+        mounts::keeps_locks_local_at(self.resolved()).unwrap_or_default()
+    }
+
     /// The paths that a definition may use for its folder.
     fn spellings(&self) -> impl Iterator<Item = &Path> {
         [self.mount_point(), self.resolved()].into_iter()
@@ -231,6 +251,10 @@ impl Repository {
         if !self.executor.recognizes(volume::id_of(&root)?, is_mounted_on) {
             return Err(Unavailable::Unmounted);
         }
-        Ok(Mounted { file_system: fsinfo::name_of(&root)?, space: fsinfo::space(&root)? })
+        Ok(Mounted {
+            file_system: fsinfo::name_of(&root)?,
+            space: fsinfo::space(&root)?,
+            keeps_locks_local: mounts::keeps_locks_local(root.metadata()?.dev())?,
+        })
     }
 }

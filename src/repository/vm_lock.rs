@@ -9,9 +9,21 @@ use super::{SNAPSHOTS, pool};
 use crate::model::VmId;
 use crate::sys::file_lock::LockFile;
 use crate::sys::folder::{Folder, UnexpectedEntry};
+use crate::sys::mounts;
 
 /// The most bytes of a lock file that are read: the holder's name.
 const MAX_HOLDER_BYTES: u64 = 256;
+
+/// The other hosts of the pool would not see a lock.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the file system {}; {}", Self::PROBLEM, Self::REMEDY)]
+pub struct LocalLocks;
+
+impl LocalLocks {
+    pub const PROBLEM: &str =
+        "is mounted with localflocks, so the other servers of the pool do not see which VMs are locked";
+    pub const REMEDY: &str = "unmount it and mount it without that option, on all servers";
+}
 
 /// Held until this is dropped.
 #[derive(Debug)]
@@ -33,8 +45,11 @@ pub enum Attempt {
 ///
 /// # Errors
 /// [`UnexpectedEntry`] if the snapshot folder is a link or not a folder: then there are no snapshots either; those of
-/// creating and opening the lock file, and of flock(2).
+/// creating and opening the lock file, and of flock(2); [`LocalLocks`] as its source.
 pub fn try_lock(root: &Folder, vm: &VmId, holder: Option<&str>) -> io::Result<Attempt> {
+    if mounts::keeps_locks_local(root.metadata()?.dev())? {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, LocalLocks));
+    }
     let snapshots = pool::make_below(root, SNAPSHOTS)?;
     lock_in(&snapshots, vm.as_str(), holder).map_err(|error| match UnexpectedEntry::of(&error) {
         Some(_) => io::Error::other(error.to_string()),

@@ -8,35 +8,64 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{major, minor};
 
-/// Whether the file system on `device` is OCFS2 mounted with `localflocks`: flock(2) then does not reach the other
-/// hosts that share it.
+/// Whether flock(2) on the file system on `device` does not reach the other hosts that share it: OCFS2 mounted with
+/// `localflocks`.
 pub fn keeps_locks_local(device: u64) -> io::Result<bool> {
+    let device = format!("{}:{}", major(device), minor(device));
     let mounts = fs::read("/proc/self/mountinfo")?;
-    Ok(is_local(&String::from_utf8_lossy(&mounts), &format!("{}:{}", major(device), minor(device))))
+    Ok(lines(&mounts).any(|mount| mount.device == device.as_bytes() && mount.keeps_locks_local()))
 }
 
-/// Fields of a line: id, parent, `major:minor`, root, mount point, options, optional fields, `-`, type, source, options
+/// As [`keeps_locks_local`], for the file system that contains `path`, which has no links. Nothing of the path is
+/// accessed, so this does not hang with it.
+pub fn keeps_locks_local_at(path: &Path) -> io::Result<bool> {
+    let mounts = fs::read("/proc/self/mountinfo")?;
+    Ok(deepest(&mounts, path).is_some_and(|mount| mount.keeps_locks_local()))
+}
+
+/// A line of mountinfo: id, parent, `major:minor`, root, mount point, options, optional fields, `-`, type, source, options
 /// of the file system.
-fn is_local(mounts: &str, device: &str) -> bool {
-    mounts.lines().any(|line| {
-        let Some((mount, file_system)) = line.split_once(" - ") else { return false };
-        let mut of_file_system = file_system.split_ascii_whitespace();
-        let (kind, options) = (of_file_system.next(), of_file_system.nth(1).unwrap_or_default());
-        mount.split_ascii_whitespace().nth(2) == Some(device)
-            && kind == Some("ocfs2")
-            && options.split(',').any(|option| option == "localflocks")
-    })
+struct Mount<'a> {
+    device: &'a [u8],
+    point: PathBuf,
+    kind: &'a [u8],
+    /// Those of the file system.
+    options: &'a [u8],
+}
+
+impl<'a> Mount<'a> {
+    fn parse(line: &'a [u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (device, point) = (fields.nth(2)?, unescaped(fields.nth(1)?));
+        let mut of_file_system = fields.skip_while(|field| *field != b"-").skip(1);
+        let (kind, options) = (of_file_system.next()?, of_file_system.nth(1)?);
+        Some(Self { device, point, kind, options })
+    }
+
+    /// A volume that no cluster shares (`tunefs.ocfs2 -M local`) has no other hosts. It has no heartbeat; with another
+    /// cluster than OCFS2's own (`cluster_stack`), that one has it.
+    fn keeps_locks_local(&self) -> bool {
+        let has = |wanted: fn(&[u8]) -> bool| self.options.split(|byte| *byte == b',').any(wanted);
+        let is_shared =
+            !has(|option| option == b"heartbeat=none") || has(|option| option.starts_with(b"cluster_stack="));
+        self.kind == b"ocfs2" && is_shared && has(|option| option == b"localflocks")
+    }
+}
+
+fn lines(mounts: &[u8]) -> impl Iterator<Item = Mount<'_>> {
+    mounts.split(|byte| *byte == b'\n').filter_map(Mount::parse)
 }
 
 /// The mount point of the file system that contains `path`, which has no links. Nothing of the path is accessed.
 pub fn mount_point_of(path: &Path) -> io::Result<PathBuf> {
-    Ok(deepest(&fs::read("/proc/self/mountinfo")?, path))
+    let mounts = fs::read("/proc/self/mountinfo")?;
+    Ok(deepest(&mounts, path).map_or_else(|| PathBuf::from("/"), |mount| mount.point))
 }
 
-fn deepest(mounts: &[u8], path: &Path) -> PathBuf {
-    let points = mounts.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    let above = points.map(unescaped).filter(|point| path.starts_with(point));
-    above.max_by_key(|point| point.components().count()).unwrap_or_else(|| PathBuf::from("/"))
+/// Of several at one point, the last one is on top.
+fn deepest<'a>(mounts: &'a [u8], path: &Path) -> Option<Mount<'a>> {
+    let above = lines(mounts).filter(|mount| path.starts_with(&mount.point));
+    above.max_by_key(|mount| mount.point.components().count())
 }
 
 /// Spaces, line ends and backslashes are written as a backslash and three octal digits.
@@ -59,30 +88,43 @@ fn unescaped(text: &[u8]) -> PathBuf {
 mod tests {
     use super::*;
 
+    const MOUNTS: &[u8] = b"\
+        26 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
+        27 26 0:22 / /proc rw,nosuid - proc proc rw\n\
+        41 26 8:17 / /OVS/Repositories/a rw,relatime shared:7 master:2 - ocfs2 /dev/sdb1 rw,_netdev,heartbeat=local,nointr,localflocks,,coherency=full\n\
+        42 26 8:33 / /OVS/Repositories/b rw,relatime - ocfs2 /dev/sdc1 rw,_netdev,heartbeat=global\n\
+        43 26 8:49 / /with\\040space rw - xfs /dev/sdd1 rw,localflocks\n\
+        44 26 8:65 / /OVS/Repositories/alone rw - ocfs2 /dev/sde1 rw,heartbeat=none,nointr,localflocks,,coherency=full\n\
+        45 26 8:81 / /OVS/Repositories/pcmk rw - ocfs2 /dev/sdf1 rw,heartbeat=none,localflocks,,cluster_stack=pcmk\n\
+        short\n\
+        46 26 8:97 / /no-dash rw,relatime ocfs2 /dev/sdg1 rw,localflocks\n";
+
     #[test]
     fn the_deepest_mount_above_a_path_is_its_mount_point() {
-        let mounts = b"\
-            26 1 8:1 / / rw - ext4 /dev/sda1 rw\n\
-            41 26 8:17 / /OVS/Repositories/a rw - ocfs2 /dev/sdb1 rw\n\
-            42 26 8:18 / /with\\040space rw - xfs /dev/sdb2 rw\n";
-        let of = |path: &str| deepest(mounts, Path::new(path));
+        let of = |path: &str| deepest(MOUNTS, Path::new(path)).unwrap().point;
         assert_eq!(of("/OVS/Repositories/a/VirtualDisks"), Path::new("/OVS/Repositories/a"));
         assert_eq!(of("/OVS/Repositories/a"), Path::new("/OVS/Repositories/a"));
         assert_eq!(of("/OVS/Repositories/ab"), Path::new("/"));
         assert_eq!(of("/with space/b"), Path::new("/with space"));
-        assert_eq!(deepest(b"", Path::new("/x")), Path::new("/"));
+        assert!(deepest(b"", Path::new("/x")).is_none());
     }
 
     #[test]
-    fn localflocks_counts_only_on_ocfs2() {
-        let mounts = "\
-            26 30 0:22 / /proc rw,nosuid - proc proc rw\n\
-            41 30 8:17 / /OVS/Repositories/a rw,relatime shared:7 master:2 - ocfs2 /dev/sdb1 rw,_netdev,heartbeat=local,nointr,localflocks,user_xattr\n\
-            42 30 8:33 / /OVS/Repositories/b rw,relatime - ocfs2 /dev/sdc1 rw,_netdev,heartbeat=local\n\
-            43 30 8:49 / /with - dash rw - xfs /dev/sdd1 rw,localflocks\n";
-        assert!(is_local(mounts, "8:17"));
-        for device in ["8:33", "8:49", "8:1", "0:22"] {
-            assert!(!is_local(mounts, device), "{device}");
-        }
+    fn localflocks_counts_only_on_an_ocfs2_that_hosts_can_share() {
+        let found = |mounts: &[u8]| -> Vec<String> {
+            let local = lines(mounts).filter(Mount::keeps_locks_local);
+            local.map(|mount| String::from_utf8(mount.device.to_vec()).unwrap()).collect()
+        };
+        assert_eq!(found(MOUNTS), ["8:17", "8:81"]);
+        let at = |path: &str| deepest(MOUNTS, Path::new(path)).unwrap().keeps_locks_local();
+        assert!(at("/OVS/Repositories/a/VirtualDisks") && !at("/OVS/Repositories/b") && !at("/"));
+    }
+
+    #[test]
+    fn what_is_mounted_on_top_counts() {
+        let mounts = b"\
+            41 26 8:17 / /a rw - ocfs2 /dev/sdb1 rw,heartbeat=local,localflocks\n\
+            42 41 8:33 / /a rw - ocfs2 /dev/sdc1 rw,heartbeat=local\n";
+        assert!(!deepest(mounts, Path::new("/a/b")).unwrap().keeps_locks_local());
     }
 }

@@ -76,6 +76,7 @@ mod operator_terminal;
 mod ovs_agent;
 mod packages;
 mod policy;
+mod pool;
 mod pool_addresses;
 mod pool_failover;
 mod pool_strangers;

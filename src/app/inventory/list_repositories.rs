@@ -49,7 +49,7 @@ fn describe_mount(
     let mismatch = claimed.filter(|claimed| *claimed != mounted.file_system);
     let mismatch =
         mismatch.map(|claimed| format!("ovs-agent's database says {claimed}, but {} is mounted", mounted.file_system));
-    let is_good = mismatch.is_none() && !matches!(support, Err(Unclonable::NotNow(_)));
+    let is_good = mismatch.is_none() && !matches!(support, Err(Unclonable::NotNow(_) | Unclonable::LocalLocks(_)));
     listed.status = if is_good { api::Status::Ok } else { api::Status::Error };
     listed.reason = mismatch.or_else(|| support.err().map(|reason| reason.to_string()));
     listed.filesystem = Some(mounted.file_system);

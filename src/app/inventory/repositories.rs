@@ -10,7 +10,7 @@ use crate::app::file_cache::FileCache;
 use crate::config::{self, Fault};
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
-use crate::repository::{Mounted, Repository, Unavailable};
+use crate::repository::{LocalLocks, Mounted, Repository, Unavailable};
 
 /// A repository, with ovs-agent's entry about it.
 #[derive(Debug)]
@@ -115,7 +115,13 @@ impl Repositories {
         refuse_inner(&repositories.named, &found)?;
         for known in &found.known {
             match &known.repository {
-                Ok(repository) => tracing::info!(repository = %repository.mount_point().display(), "repository"),
+                Ok(repository) => {
+                    let shown = repository.mount_point().display();
+                    tracing::info!(repository = %shown, "repository");
+                    if repository.keeps_locks_local() {
+                        tracing::warn!(repository = %shown, problem = %LocalLocks, "no snapshots can be made and deleted");
+                    }
+                }
                 Err(problem) => tracing::warn!(repository = known.name, problem, "unusable repository"),
             }
         }

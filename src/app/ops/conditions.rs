@@ -136,7 +136,7 @@ impl Conditions {
         let space = mounted.as_ref().ok().map(|(_, mounted)| mounted.space);
         let reason = match &mounted {
             Err(cause) => Some(cause.clone()),
-            Ok((_, mounted)) => mounted.space.is_read_only.then(|| "is mounted read-only".to_owned()),
+            Ok((_, mounted)) => mounted.restriction(),
         };
         let rounds = unavailable.entry(known.name.clone()).or_default();
         *rounds = if mounted.is_ok() { 0 } else { rounds.saturating_add(1) };

@@ -173,8 +173,7 @@ impl Ops {
         let entry = known.entry.as_ref();
         let space = mounted.as_ref().ok().map(|(_, mounted)| mounted.space);
         let mount_point = known.repository.as_ref().ok().map(|repository| repository.mount_point().to_path_buf());
-        let is_read_only = mounted.as_ref().is_ok_and(|(_, mounted)| mounted.space.is_read_only);
-        let reason = mounted.err().or_else(|| is_read_only.then(|| "is mounted read-only".to_owned()));
+        let reason = mounted.map_or_else(Some, |(_, mounted)| mounted.restriction());
         api::RepositoryStatus {
             id: known.name.clone(),
             alias: entry.and_then(|entry| entry.alias.clone()),
@@ -221,6 +220,9 @@ impl Ops {
             match (&known.repository, mounted) {
                 (_, Ok((_, mounted))) if mounted.space.is_read_only => {
                     problems.push(format!("the repository {name} is read-only"));
+                }
+                (_, Ok((_, mounted))) if mounted.keeps_locks_local => {
+                    problems.push(format!("the repository {name} is mounted with localflocks"));
                 }
                 (_, Ok(_)) => {}
                 (Ok(_), Err(cause)) => {

@@ -20,7 +20,7 @@ use crate::auth::{self, Authenticator};
 use crate::config::{self, Api, Config, ConfinementMode, Fault};
 use crate::http::operator_socket::{self, State};
 use crate::model::layout::VIRTUAL_MACHINES;
-use crate::repository::{CloneSupport, Repository, Unclonable};
+use crate::repository::{CloneSupport, LocalLocks, Repository, Unclonable};
 use crate::store::{self, DatabaseState, StoreError};
 use crate::tls;
 
@@ -356,6 +356,9 @@ impl Findings {
         match support.of(repository.mount_point()) {
             Err(reason @ Unclonable::NotNow(_)) => {
                 self.bad(what, format!("{shown}: {reason}"), "free space, or check the host's log and remount it");
+            }
+            Err(Unclonable::LocalLocks(_)) => {
+                self.bad(what, format!("{shown} {}", LocalLocks::PROBLEM), LocalLocks::REMEDY);
             }
             Err(reason) => {
                 let remedy = "move disks that need backups to a repository that supports snapshots";

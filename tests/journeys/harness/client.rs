@@ -56,7 +56,12 @@ impl Answer {
 impl Client {
     /// A client without a token.
     pub fn new(exporter: &Exporter, certificates: &Certificates) -> Self {
-        Self::built(exporter, certificates, reqwest::blocking::Client::builder())
+        Self::at(exporter.port, certificates)
+    }
+
+    /// A client without a token of the service at this port of 127.0.0.1.
+    pub fn at(port: u16, certificates: &Certificates) -> Self {
+        Self::built(port, certificates, reqwest::blocking::Client::builder())
     }
 
     /// A client without a token, with the certificate of this name.
@@ -65,10 +70,10 @@ impl Client {
         let [certificate, key] = ["pem", "key"].map(|kind| certificates.path(format!("{name}.{kind}")));
         let pem = [std::fs::read(certificate).unwrap(), std::fs::read(key).unwrap()].concat();
         let identity = reqwest::Identity::from_pem(&pem).unwrap();
-        Self::built(exporter, certificates, reqwest::blocking::Client::builder().identity(identity))
+        Self::built(exporter.port, certificates, reqwest::blocking::Client::builder().identity(identity))
     }
 
-    fn built(exporter: &Exporter, certificates: &Certificates, builder: ClientBuilder) -> Self {
+    fn built(port: u16, certificates: &Certificates, builder: ClientBuilder) -> Self {
         let ca = std::fs::read(certificates.ca()).unwrap();
         let ca = reqwest::Certificate::from_pem(&ca).unwrap();
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -79,7 +84,7 @@ impl Client {
             .no_proxy()
             .build()
             .unwrap();
-        Self { http, base: format!("https://127.0.0.1:{}", exporter.port), token: String::new() }
+        Self { http, base: format!("https://127.0.0.1:{port}"), token: String::new() }
     }
 
     /// A client on the Unix socket, as this user and without a token.

@@ -87,6 +87,13 @@ impl Settings {
         }
     }
 
+    /// Writes them to `config.toml` in `dir`, which may be read by its owner only: it has secrets.
+    pub fn write(&self, dir: &Path, port: u16) {
+        let config = dir.join("config.toml");
+        std::fs::write(&config, self.text(dir, port)).unwrap();
+        std::fs::set_permissions(&config, Permissions::from_mode(0o600)).unwrap();
+    }
+
     fn text(&self, dir: &Path, port: u16) -> String {
         let db_file = self.db_file.clone().unwrap_or_else(|| dir.join("exporter.db"));
         let socket = self.socket.clone().unwrap_or_else(|| dir.join("api.sock").display().to_string());
@@ -143,10 +150,8 @@ impl Exporter {
     /// Runs a subcommand while no service is running.
     pub fn command_alone(settings: &Settings, arguments: &[&str]) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
-        let config = dir.path().join("config.toml");
-        std::fs::write(&config, settings.text(dir.path(), settings.port.unwrap_or_else(free_port))).unwrap();
-        std::fs::set_permissions(&config, Permissions::from_mode(0o600)).unwrap();
-        run_command(settings, &config, arguments)
+        settings.write(dir.path(), settings.port.unwrap_or_else(free_port));
+        run_command(settings, &dir.path().join("config.toml"), arguments)
     }
 
     pub fn pid(&self) -> u32 {

@@ -76,6 +76,11 @@ impl Volume {
         run(&mut self.mount_command());
     }
 
+    /// Mounts it with these options of mount(8) too.
+    pub fn mount_with(&self, options: &str) {
+        run(self.mount_command().args(["-o", options]));
+    }
+
     /// As [`Self::mount`]; returns whether it succeeded.
     pub fn try_mount(&self) -> bool {
         self.mount_command().output().unwrap().status.success()

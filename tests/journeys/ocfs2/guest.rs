@@ -281,6 +281,22 @@ fn volume_without_reflinks_is_refused() {
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
+fn localflocks_does_no_harm_on_a_volume_that_no_cluster_shares() {
+    let volume = Volume::ocfs2(512, 4096, FEATURES);
+    volume.unmount();
+    volume.mount_with("heartbeat=none,localflocks");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let mount = mounts.lines().find(|line| line.contains(volume.mount_point.to_str().unwrap())).unwrap();
+    assert!(mount.contains("localflocks") && mount.contains("heartbeat=none"), "{mount}");
+    let world = World::on(volume, |_| {});
+    world.define_vm(&[("a.img", MB)]);
+    let client = world.client();
+    let id = client.take_snapshot_id();
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
 fn disk_with_space_past_its_end_is_refused() {
     const SIZE: u64 = 2 * MB - 100;
     let world = World::on(Volume::ocfs2(512, 64 << 10, FEATURES), |_| {});
