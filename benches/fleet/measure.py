@@ -288,7 +288,37 @@ ca_certificate = "WORK/ca.pem"
         server.shutdown()
 
 
-ALL = {work.__name__: work for work in (creations, contention, polls, log_ins, scans, downloads, webhooks)}
+def sharing(binary: Path) -> None:
+    """What `repositories.shared` costs, by the snapshots of the repository. Medians; the two modes take turns."""
+    print("| snapshots | shared | create, ms | list of the VM, ms | a document, ms |")
+    with Service(binary, gib=24) as service:
+        big, small = service.define(1, extents=2), service.define(2, extents=2)
+        made = 0
+        for wanted in (10, 1000, 5000):
+            service.set_shared(False)
+            with service.connect() as client:
+                for _ in range(wanted - made):
+                    last = service.snapshot(client, big)["id"]
+            made = wanted
+            times: Dict[bool, List[List[float]]] = {False: [[], [], []], True: [[], [], []]}
+            for turn in range(6):
+                shared = turn % 2 == 1
+                service.set_shared(shared)
+                time.sleep(3)  # the start is over, and the folder has settled
+                requests = (f"/vms/{big}/snapshots?chunks=false", f"/vms/{big}/snapshots/{last}?chunks=false")
+                with service.connect() as client:
+                    for path, found in zip(requests, times[shared][1:]):
+                        for _ in range(10):
+                            found.append(timed(lambda path=path: client.good("GET", path)))  # type: ignore[misc]
+                    for _ in range(20):
+                        times[shared][0].append(timed(lambda: service.snapshot(client, small)))
+                    client.good("DELETE", f"/vms/{small}/snapshots")
+            for shared, columns in times.items():
+                row = " | ".join(f"{median(column):.1f}" for column in columns)
+                print(f"| {made:,} | {str(shared).lower()} | {row} |", flush=True)
+
+
+ALL = {work.__name__: work for work in (creations, contention, polls, log_ins, scans, downloads, webhooks, sharing)}
 
 
 def main() -> None:

@@ -184,6 +184,7 @@ key = "{self.work}/key.pem"
 ca_certificate = "{self.work}/ca.pem"
 [repositories]
 paths = ["{self.repository}"]
+shared = false
 [metrics]
 enabled = true
 [policy]
@@ -226,6 +227,13 @@ min_free_space = 0
         self.stop()
         file = self.work / "config.toml"
         file.write_text(re.sub(r"min_free_space = 0\n.*", f"min_free_space = 0\n{keys}", file.read_text(), count=1))
+        self.start()
+
+    def set_shared(self, shared: bool) -> None:
+        """Restart the service with this value of `repositories.shared`."""
+        self.stop()
+        file = self.work / "config.toml"
+        file.write_text(re.sub(r"shared = \w+", f"shared = {str(shared).lower()}", file.read_text(), count=1))
         self.start()
 
     def _is_ready(self) -> bool:

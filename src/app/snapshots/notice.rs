@@ -230,10 +230,11 @@ impl Noticing {
         self.take_complete(repository, &mut seen, now, is_close)?;
         // Creations need no leases, and the sweeper asks whether they were read.
         let leases = self.leases.take(repository, &mut seen.leases, (now, is_close));
-        seen.has_leases = leases.is_ok();
-        if let Err(error) = leases {
-            tracing::warn!(repository = %repository.id(), %error, "cannot read the leases, so nothing is swept there");
+        let problem = leases.err().map(|error| error.to_string());
+        if let Some(error) = problem.as_ref().filter(|_| seen.lease_problem != problem) {
+            tracing::warn!(repository = %repository.id(), error, "cannot read the leases, so nothing is swept there");
         }
+        seen.lease_problem = problem;
         let mut gone = Vec::new();
         for (id, mut waiting) in std::mem::take(&mut seen.gone) {
             if let Some(snapshot) = self.store.snapshot(id)? {
@@ -262,7 +263,7 @@ impl Noticing {
         let seen = self.seen(repository.id());
         let gone = self.look_closely(repository).await?;
         // A newer snapshot that is gone must not make this one look like an old one.
-        let is_certain = seen.lock().await.has_leases && gone.iter().all(|gone| gone.vm != snapshot.vm);
+        let is_certain = seen.lock().await.lease_problem.is_none() && gone.iter().all(|gone| gone.vm != snapshot.vm);
         Ok(if is_certain { held } else { HeldAlone::InUse })
     }
 

@@ -26,8 +26,8 @@ pub(super) struct Seen {
     /// Snapshots of the database whose folders are gone.
     pub gone: BTreeMap<SnapshotId, Waiting>,
     pub leases: SeenLeases,
-    /// Whether the last look has read them.
-    pub has_leases: bool,
+    /// Why the last look could not read them.
+    pub lease_problem: Option<String>,
 }
 
 /// How the first listing differs from the database.
