@@ -132,10 +132,13 @@ impl Run<'_> {
 
     fn attempt(&self) -> Result<Outcome> {
         let started = Instant::now();
+        let expected = self.expected()?;
         // Before anything is made or removed: a host that lacks them may not be of the pool.
-        let there = self.client.snapshots_with(&self.backup.vm.id, &self.expected()?)?;
+        self.client.check_pool(&self.backup.vm.id, &expected)?;
         let (mut work, was_resumed) = self.begin()?;
         let snapshot = self.snapshot(&mut work)?;
+        // Afterwards: a base can expire while the snapshot is made, and another host may have made it.
+        let there = self.client.snapshots_with(&self.backup.vm.id, &expected)?;
         let is_there = |id: &str| there.iter().any(|snapshot| snapshot.id == id);
         let points = if self.ignores_bases.get() { &[] } else { &self.points.whole[..] };
         let base = newest(points, &|stored| is_there(&stored.point.snapshot_id));

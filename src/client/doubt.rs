@@ -109,22 +109,46 @@ impl Client {
     /// It is not known whether one is there, because a host does not answer.
     pub fn snapshots_with(&self, vm: &str, expected: &[String]) -> Result<Vec<Created>, ClientError> {
         let listed = self.snapshots(vm)?;
-        if !self.server.shared.hosts.is_pool() {
+        if !self.is_of_pool() {
             return Ok(listed);
         }
-        for snapshot in expected.iter().filter(|id| listed.iter().all(|it| it.id != **id)) {
+        for snapshot in expected.iter().filter(|id| !has(&listed, id)) {
             let lacking = self.asked.get();
-            if self.has_snapshot(vm, snapshot)? && self.asked.get() != lacking {
-                self.leave_out(lacking, &named_snapshot(snapshot));
-                return self.snapshots(vm);
+            if !self.has_snapshot(vm, snapshot)? {
+                continue;
             }
+            let other = self.snapshots(vm)?;
+            // Each has one that the other lacks: neither can be followed.
+            if expected.iter().any(|id| has(&listed, id) && !has(&other, id)) {
+                return Err(ClientError::Unsure(
+                    "the hosts list different snapshots of this VM, so they are not of one pool: leave out the wrong one"
+                        .to_owned(),
+                ));
+            }
+            if self.asked.get() != lacking {
+                self.leave_out(lacking, &named_snapshot(snapshot));
+            }
+            return Ok(other);
         }
         Ok(listed)
     }
 
+    /// Whether the service has several hosts.
+    pub fn is_of_pool(&self) -> bool {
+        self.server.shared.hosts.is_pool()
+    }
+
+    /// Checks that a host of a pool has the snapshots that are `expected`, if any has them.
+    ///
+    /// # Errors
+    /// As [`Client::snapshots_with`].
+    pub fn check_pool(&self, vm: &str, expected: &[String]) -> Result<(), ClientError> {
+        if self.is_of_pool() { self.snapshots_with(vm, expected).map(drop) } else { Ok(()) }
+    }
+
     /// The VM or the snapshot that a request is about. None of a deletion: what is gone need not be deleted.
     fn subject(&self, build: Build<'_>) -> Option<String> {
-        if !self.server.shared.hosts.is_pool() {
+        if !self.is_of_pool() {
             return None;
         }
         let request = build(self.connection(self.asked.get()).ok()?).build().ok()?;
@@ -136,6 +160,10 @@ impl Client {
             [] => None,
         }
     }
+}
+
+fn has(listed: &[Created], id: &str) -> bool {
+    listed.iter().any(|snapshot| snapshot.id == id)
 }
 
 fn named_snapshot(id: &str) -> String {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::api;
 use crate::backup::{Features, threads};
+use crate::cli::terminal;
 use crate::client::{ClientError, Server};
 
 /// Services that are asked at once.
@@ -46,7 +47,8 @@ fn of_hosts(server: &Server) -> Vec<(Option<usize>, Vec<api::Vm>)> {
     let hosts = (0..server.hosts().len()).collect();
     let lists = threads::map("ask", HOSTS_AT_ONCE, hosts, |host| {
         let vms = server.client().and_then(|client| client.vms_of_host(host, HOST_TIMEOUT));
-        vms.inspect_err(|error| tracing::debug!(%error, host, "a host of the pool does not list its VMs")).ok()
+        vms.inspect_err(|error| terminal::notice(format_args!("{error}; VMs that only this host has are left out")))
+            .ok()
     });
     (0..).zip(lists).filter_map(|(host, vms)| Some((Some(host), vms?))).collect()
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use super::args::{RevokeArgs, SessionsCommand};
 use super::service::Service;
 use crate::api;
+use crate::cli::client::exit::UsageError;
 use crate::cli::client::table;
 use crate::cli::terminal::{self, Lines};
 
@@ -17,6 +18,11 @@ pub fn run(command: &SessionsCommand, config: &Path) -> anyhow::Result<ExitCode>
 
 fn revoke(args: &RevokeArgs, config: &Path) -> anyhow::Result<ExitCode> {
     let client = Service::find(&args.target, config)?.client;
+    if client.is_of_pool() {
+        let problem =
+            "a revocation counts only at the service that gets it: name one address, and run this for each host";
+        return Err(UsageError(problem.to_owned()).into());
+    }
     let RevokeArgs { of, all, issued_before, .. } = args.clone();
     let revoked = client.revoke(&api::Revoke { user: of, all, issued_before })?;
     if args.json {
