@@ -3,6 +3,7 @@
 # make check   formatting, lints, documentation, words, licences, scripts, the systemd unit
 # make audit   known vulnerabilities in the dependencies; downloads the list of them
 # make fuzz    fuzz what reads foreign input, FUZZ_SECONDS each; make fuzz-keep keeps the smallest inputs that reach as much
+# make pool    two hosts of a pool with OCFS2, in guests: kills, a dead host, a cut network
 # make soak    clients and faults of all kinds at once for MINUTES, and 500 random kills; prints figures
 # make bench   measure comparisons and downloads against cmp, filefrag, qemu and nginx; QUICK=1 takes less time
 # make scale   simulate the nights of 10, 100 and 1,000 hosts, and print the tables of docs/scale.md
@@ -16,7 +17,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release packages dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench scale clean deps deps-build deps-test deps-check auditable cargo-deb cyclonedx hadolint mypy prometheus schemathesis sslyze browser openapi openapi-client swagger-ui rust
+.PHONY: build release packages dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep pool soak bench scale clean deps deps-build deps-test deps-check auditable cargo-deb cyclonedx hadolint mypy prometheus schemathesis sslyze browser openapi openapi-client swagger-ui rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -307,6 +308,12 @@ fuzz-keep: fuzz-build
 	printf '%s\n' $(FUZZ_TARGETS) | xargs -P $(FUZZ_JOBS) -I{} env "fuzz/target/$(FUZZ_HOST)/release/{}" $(FUZZ_LIMITS) \
 		-merge=1 -verbosity=0 -artifact_prefix=fuzz/artifacts/{}- fuzz/minimal/{} fuzz/corpus/{}
 	python3 fuzz/seeds.py . fuzz/minimal --keep
+
+# Two guests that share a disk. They need both processors, because a slow guest is fenced.
+pool: rust deps-test
+	@tests/ocfs2/prepare
+	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]") --test journeys -- \
+		--ignored --nocapture pool::
 
 # `make test` runs these tests for a minute. docs/reliability.md has the figures of a long run.
 MINUTES := 10
