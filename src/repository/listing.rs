@@ -50,6 +50,14 @@ pub fn read(root: &Folder, known: Option<Option<Version>>) -> io::Result<Option<
     Ok(Some(Listing { version, ids }))
 }
 
+/// The ids of the snapshots that have folders.
+///
+/// # Errors
+/// As [`read`].
+pub fn ids(root: &Folder) -> io::Result<BTreeSet<SnapshotId>> {
+    Ok(read(root, None)?.unwrap_or_default().ids)
+}
+
 impl Version {
     pub(super) fn of(folder: &Folder) -> io::Result<Self> {
         let metadata = folder.metadata()?;

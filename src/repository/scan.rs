@@ -114,15 +114,6 @@ pub enum Maker {
     Unknown,
 }
 
-/// The ids of the snapshots that have folders.
-pub fn ids(root: &Folder) -> io::Result<Vec<SnapshotId>> {
-    let snapshots = match root.folder(SNAPSHOTS) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        snapshots => snapshots?,
-    };
-    Ok(snapshots.entries()?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
-}
-
 /// The service that made the snapshot. `None` if its folder is gone.
 pub fn maker(root: &Folder, id: SnapshotId) -> io::Result<Option<Maker>> {
     let folder = match SnapshotDir::new(root, id).open() {

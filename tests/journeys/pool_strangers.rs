@@ -74,7 +74,7 @@ fn a_token_is_used_at_all_hosts_and_replaced_where_it_is_refused() {
     world.define_vm(&[("a.img", MB)]);
     let like = world.second_service(|_| {});
     let unlike =
-        world.second_service(|settings| settings.secret = "another secret, which nobody else knows".to_owned());
+        world.second_service(|settings| settings.secret = "the secret of another pool, long enough".to_owned());
     let target = tempfile::tempdir().unwrap();
     let backup = Backup::new(&world, target.path());
     let log_ins = |exporter: &Exporter| exporter.log().matches("logged in user=").count();

@@ -72,7 +72,7 @@ impl Inventory {
         self.repository(&disk.source.repository).ok_or_else(unlisted)
     }
 
-    /// The first repository of a snapshot, by id. What exporters share about a snapshot is there.
+    /// The first repository of a snapshot, by id. It has the leases on the snapshot and the lock of its readers.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if it is not listed.

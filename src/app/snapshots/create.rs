@@ -155,14 +155,16 @@ impl Snapshots {
         for (guard, plan) in guards.iter().zip(&plans) {
             guard.covers(&plan.draft).map_err(|error| error.of_vm(&plan.draft.vm, is_group))?;
         }
-        // Whatever the other exporters have made of these VMs, they have finished it.
-        let repositories: BTreeSet<_> = plans.iter().flat_map(|plan| plan.draft.repositories()).cloned().collect();
-        for repository in repositories.iter().filter_map(|id| self.inventory.repository(id)) {
-            self.noticing.look_closely(repository).await?;
-        }
-        let (again, wanted, names) = (actor.clone(), request.clone(), vms.clone());
-        if let Some(existing) = self.blocking(move |snapshots| snapshots.existing(&again, &names, &wanted)).await? {
-            return Ok(existing);
+        if self.noticing.is_shared() {
+            // The lock is held, so other exporters have finished what they made of these VMs. One may have had this request.
+            let repositories: BTreeSet<_> = plans.iter().flat_map(|plan| plan.draft.repositories()).cloned().collect();
+            for repository in repositories.iter().filter_map(|id| self.inventory.repository(id)) {
+                self.noticing.look_closely(repository).await?;
+            }
+            let (by, wanted, names) = (actor.clone(), request.clone(), vms.clone());
+            if let Some(existing) = self.blocking(move |snapshots| snapshots.existing(&by, &names, &wanted)).await? {
+                return Ok(existing);
+            }
         }
         let by = user.clone();
         let prepared = self.blocking(move |snapshots| snapshots.prepare_all(plans, &by)).await?;

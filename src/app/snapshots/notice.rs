@@ -94,6 +94,11 @@ impl Noticing {
         Self { inventory, adopter, reconciler, holds, leases, store, seen, is_shared, made, tasks }
     }
 
+    /// Whether other exporters use the repositories.
+    pub(super) fn is_shared(&self) -> bool {
+        self.is_shared
+    }
+
     /// Records that this service has made the snapshot: if its folder is missing at the next look, it is gone.
     pub(super) fn made(&self, snapshot: &Snapshot) {
         if !self.is_shared {
@@ -186,9 +191,6 @@ impl Noticing {
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Io`], [`Error::Store`].
     pub(super) async fn look_closely(self: &Arc<Self>, repository: Repository) -> Result<Vec<Snapshot>, Error> {
-        if !self.is_shared {
-            return Ok(Vec::new());
-        }
         let seen = self.seen(repository.id()).lock_owned().await;
         let look = move |noticing: &Self| noticing.look_into(&repository, seen, Look { known: None, is_close: true });
         self.blocking(look).await.map(|(gone, _)| gone)

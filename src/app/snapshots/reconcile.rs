@@ -19,6 +19,7 @@ use crate::app::tasks::{Service, Tasks, rounds};
 use crate::auth::Session;
 use crate::model::{Permission, RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
+use crate::repository::listing;
 use crate::repository::scan::{self, Maker};
 use crate::repository::{Folder, Repository};
 use crate::store::{Store, Trouble};
@@ -183,7 +184,7 @@ impl Reconciler {
         let mut makers = HashMap::new();
         let found = self.inventory.repositories();
         // All scans start before the first result is awaited.
-        let scans: Vec<_> = found.usable().map(|repository| (repository, query(repository, scan::ids))).collect();
+        let scans: Vec<_> = found.usable().map(|repository| (repository, query(repository, listing::ids))).collect();
         for (repository, ids) in scans {
             // Read the database after the folders: it has each snapshot before and after its folder exists.
             let Some(ids) = ids() else { continue };
